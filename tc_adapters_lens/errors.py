@@ -1,0 +1,60 @@
+"""The package's exceptions: everything a user can cause and mend, each message one line.
+
+AdapterLensError
+  ConfigError        configuration keys, types, ranges (command line exit code 2)
+  CheckpointError    model directory or safetensors missing, truncated, NaN, unsupported, not cached while offline
+  PairError          base and target do not match
+  DataError          dataset missing, empty or unusable; token ids out of range; sequence too short
+  AdapterSetError    adapters missing tensors, of another pair, or corrupt
+  MissingExtraError  an optional package is missing; the message has the pip line
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "AdapterLensError",
+    "AdapterSetError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "MissingExtraError",
+    "PairError",
+    "did_you_mean",
+]
+
+
+class AdapterLensError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class ConfigError(AdapterLensError, ValueError):
+    """A configuration key, type or range is wrong."""
+
+
+class CheckpointError(AdapterLensError, ValueError):
+    """A model's directory, configuration or tensors cannot be used."""
+
+
+class PairError(AdapterLensError, ValueError):
+    """Base and target do not match."""
+
+
+class DataError(AdapterLensError, ValueError):
+    """A dataset or token sequence cannot be used."""
+
+
+class AdapterSetError(AdapterLensError, ValueError):
+    """An adapter set is incomplete, corrupt, or belongs to another pair."""
+
+
+class MissingExtraError(AdapterLensError, ImportError):
+    """An optional package is missing."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Returns " Did you mean 'x'?" for the nearest known word, or "" if none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean '{near[0]}'?" if near else ""
