@@ -1,0 +1,1 @@
+"""Measuring how faithful adapters are to the target."""

@@ -1,0 +1,1 @@
+"""Training adapters on a pair: configuration, data, objective, trainer, runner."""

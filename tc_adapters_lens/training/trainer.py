@@ -1,0 +1,285 @@
+"""SAELens' trainer, with the step of the joint objective in place of its one-activation step.
+
+Kept from `SAETrainer`: the fit loop, learning-rate and sparsity schedules, checkpoint layout and thresholds, wandb
+logging. Replaced: the step (`step`), the statistics (per layer, counted in unmasked tokens, never dense floats),
+the trainer state (safetensors and JSON, no pickles), and checkpoints (written under a temporary name, then renamed).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens.config import SAETrainerConfig
+from sae_lens.saes.sae import TrainStepOutput
+from sae_lens.training.sae_trainer import SAETrainer
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tqdm.auto import tqdm
+from typing_extensions import override
+
+from tc_adapters_lens.core.statistics import is_dead, update_tokens_since_fired
+from tc_adapters_lens.errors import AdapterSetError, DataError
+from tc_adapters_lens.models.atomic import atomic_directory
+from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
+from tc_adapters_lens.training.config import ObjectiveConfig
+from tc_adapters_lens.training.data import TokenBatch
+from tc_adapters_lens.training.joint import JointTranscoder, JointTranscoderConfig
+from tc_adapters_lens.training.objective import draw_cutoff, objective_terms, weighted_sum
+
+STATE_TENSORS = "trainer_state.safetensors"
+STATE_VALUES = "trainer_state.json"
+MAX_GRAD_NORM = 1.0
+_ADAM_TENSORS = ("step", "exp_avg", "exp_avg_sq")
+
+
+class StopTraining(Exception):
+    """Raised between two steps after a request to stop; everything is consistent and may be saved."""
+
+
+@dataclass
+class AdapterTrainerConfig(SAETrainerConfig):
+    """SAELens' trainer settings, with the exact number of steps (sequences differ in length).
+
+    A sample is one unmasked token; `dead_feature_window` counts unmasked tokens.
+    """
+
+    n_steps: int = 0
+    seed: int = 42
+    log_every: int = 10
+
+    @property
+    @override
+    def total_training_steps(self) -> int:
+        return self.n_steps
+
+
+class AdapterTrainer(SAETrainer[JointTranscoder, JointTranscoderConfig]):
+    """Trains all layers' adapters together on the joint objective.
+
+    Args:
+        cfg: schedules, windows, checkpoints.
+        sae: the adapters.
+        model: the pair, with nothing attached and its weights frozen.
+        objective: weights of the terms.
+        data_provider: batches, starting at the step that training is at.
+        on_metrics: called with each logged row.
+        save_checkpoint_fn: SAELens' seam, called inside every checkpoint before it gets its final name.
+    """
+
+    cfg: AdapterTrainerConfig
+
+    def __init__(
+        self,
+        cfg: AdapterTrainerConfig,
+        sae: JointTranscoder,
+        model: HookedDiffTransformer,
+        objective: ObjectiveConfig,
+        data_provider: Iterator[TokenBatch],
+        on_metrics: Callable[[dict[str, Any]], None] | None = None,
+        save_checkpoint_fn: Any = None,
+    ) -> None:
+        super().__init__(cfg, sae, data_provider, save_checkpoint_fn=save_checkpoint_fn)  # type: ignore[arg-type]
+        self.model = model
+        self.objective = objective
+        self.on_metrics = on_metrics
+        self.n_optimizer_steps = 0
+        self.stop_requested = False
+        self.tokens_since_fired = torch.zeros(self._stats_shape, dtype=torch.int64, device=cfg.device)
+        self._reset_running_sparsity_stats()
+        self._clock = (time.monotonic(), 0)
+
+    @property
+    def _stats_shape(self) -> tuple[int, int]:
+        return self.sae.cfg.n_layers, self.sae.cfg.d_sae
+
+    @property
+    @override
+    def dead_neurons(self) -> torch.Tensor:
+        """Features silent for `dead_feature_window` unmasked tokens, `[n_layers n_features]`."""
+        return is_dead(self.tokens_since_fired, self.cfg.dead_feature_window)
+
+    @override
+    def step(self, batch: TokenBatch) -> TrainStepOutput:  # type: ignore[override]
+        """One optimizer step on a batch of sequences.
+
+        Raises:
+            StopTraining: `stop_requested` was set; raised before anything changes.
+        """
+        if self.stop_requested:
+            raise StopTraining
+        n_tokens = int(batch.mask.sum())
+        tokens, mask = (part.to(self.cfg.device, non_blocking=True) for part in batch)
+        cutoff = draw_cutoff(self.cfg.seed, self.n_optimizer_steps, self.sae.cfg.n_layers)
+        terms = objective_terms(
+            self.model, self.sae.layer_weights(self.model.cfg.dtype), tokens, mask, cutoff
+        )
+        loss = weighted_sum(terms, self.objective, self.get_coefficients()["l1"])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.sae.parameters(), MAX_GRAD_NORM)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.lr_scheduler.step()
+        for scheduler in self.coefficient_schedulers.values():
+            scheduler.step()
+
+        self.n_training_samples += n_tokens
+        self.n_optimizer_steps += 1
+        self.n_frac_active_samples += n_tokens
+        self.act_freq_scores += terms.counts
+        self.tokens_since_fired = update_tokens_since_fired(self.tokens_since_fired, terms.counts, n_tokens)
+        output = TrainStepOutput(
+            sae_in=tokens,
+            sae_out=tokens,
+            feature_acts=terms.counts,
+            hidden_pre=terms.counts,
+            loss=loss.detach(),
+            losses={
+                "kl": terms.kl.detach(),
+                "nmse": terms.nmse.detach().mean(),
+                "bridging_to_target": terms.bridging_to_target.detach(),
+                "bridging_to_replacement": terms.bridging_to_replacement.detach(),
+                "l1": terms.l1.detach(),
+            },
+            metrics={"l0": terms.counts.sum() / (n_tokens * self.sae.cfg.n_layers), "cutoff": cutoff},
+        )
+        if self.n_optimizer_steps % self.cfg.log_every == 0 or self.n_optimizer_steps == self.cfg.n_steps:
+            self._log_row(output)
+        return output
+
+    def _log_row(self, output: TrainStepOutput) -> None:
+        row = self.build_train_step_log_dict(output, self.n_training_samples)
+        if not math.isfinite(row["losses/overall_loss"]):
+            raise DataError(
+                f"The loss must stay finite. Got {row['losses/overall_loss']} at step {self.n_optimizer_steps}. "
+                "Lower training.lr, or use dtype float32."
+            )
+        started, tokens_then = self._clock
+        elapsed = max(time.monotonic() - started, 1e-9)
+        row["details/tokens_per_second"] = (self.n_training_samples - tokens_then) / elapsed
+        self._clock = (time.monotonic(), self.n_training_samples)
+        self.last_row = row
+        if self.on_metrics is not None:
+            self.on_metrics({"step": self.n_optimizer_steps, **row})
+
+    @override
+    @torch.no_grad()
+    def build_train_step_log_dict(self, output: TrainStepOutput, n_training_samples: int) -> dict[str, Any]:
+        """SAELens' log keys for the joint objective; the only place a step's numbers leave the device."""
+        row: dict[str, Any] = {"losses/overall_loss": output.loss.item()}
+        row |= {f"losses/{name}": float(value) for name, value in output.losses.items()}
+        row |= {f"metrics/{name}": float(value) for name, value in output.metrics.items()}  # type: ignore[arg-type]
+        row |= {
+            "sparsity/mean_tokens_since_fired": self.tokens_since_fired.float().mean().item(),
+            "sparsity/dead_features": int(self.dead_neurons.sum()),
+            "details/current_learning_rate": self.optimizer.param_groups[0]["lr"],
+            "details/n_training_samples": n_training_samples,
+        }
+        for name, scheduler in self.coefficient_schedulers.items():
+            row[f"details/{name}_coefficient"] = scheduler.value
+        return row
+
+    @override
+    @torch.no_grad()
+    def _reset_running_sparsity_stats(self) -> None:
+        self.act_freq_scores = torch.zeros(self._stats_shape, dtype=torch.int64, device=self.cfg.device)
+        self.n_frac_active_samples = 0
+
+    @override
+    def full_sparsity_window_log(self) -> dict[str, Any]:
+        """As in SAELens; a run stopped right after a window was reset has nothing to log."""
+        return super().full_sparsity_window_log() if self.n_frac_active_samples else {}
+
+    @override
+    def _update_pbar(self, step_output: TrainStepOutput, pbar: tqdm, update_interval: int = 100) -> None:  # type: ignore[type-arg]
+        pbar.update(self.n_training_samples - pbar.n)
+        row = getattr(self, "last_row", None)
+        if row is not None and self.n_optimizer_steps % self.cfg.log_every == 0:
+            pbar.set_description(f"step {self.n_optimizer_steps}/{self.cfg.n_steps}", refresh=False)
+            pbar.set_postfix(
+                KL=f"{row['losses/kl']:.4f}",
+                NMSE=f"{row['losses/nmse']:.4f}",
+                L0=f"{row['metrics/l0']:.2f}",
+                dead=row["sparsity/dead_features"],
+            )
+
+    @override
+    def save_checkpoint(
+        self,
+        checkpoint_name: str,
+        base_path: Path | str | None = None,
+        wandb_aliases: list[str] | None = None,
+    ) -> None:
+        base = Path(base_path or self.cfg.checkpoint_path or ".")
+        if (base / checkpoint_name).exists():
+            return
+        base.mkdir(parents=True, exist_ok=True)
+        with atomic_directory(base / checkpoint_name) as unfinished:
+            super().save_checkpoint(unfinished.name, unfinished.parent, wandb_aliases)
+
+    @override
+    def save_trainer_state(self, checkpoint_path: Path) -> None:
+        """Everything a resumed run needs to be bit-identical: Adam's moments, schedules, statistics, counters."""
+        adam = self.optimizer.state
+        tensors = {
+            f"adam.{name}.{key}": adam[param][key]
+            for name, param in self.sae.named_parameters()
+            for key in _ADAM_TENSORS
+            if param in adam
+        }
+        tensors |= {
+            "act_freq_scores": self.act_freq_scores,
+            "tokens_since_fired": self.tokens_since_fired,
+        }
+        save_file(tensors, checkpoint_path / STATE_TENSORS)
+        values = {
+            "n_training_samples": self.n_training_samples,
+            "n_training_steps": self.n_optimizer_steps,
+            "n_frac_active_samples": self.n_frac_active_samples,
+            "lr": [group["lr"] for group in self.optimizer.param_groups],
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "coefficient_schedulers": {n: s.state_dict() for n, s in self.coefficient_schedulers.items()},
+        }
+        (checkpoint_path / STATE_VALUES).write_text(json.dumps(values, indent=1))
+
+    @override
+    def load_trainer_state(self, checkpoint_path: Path | str) -> None:
+        """Continue from a checkpoint, weights included.
+
+        Raises:
+            AdapterSetError: the checkpoint is damaged or of another shape.
+        """
+        checkpoint_path = Path(checkpoint_path)
+        try:
+            self.sae.load_weights_from_checkpoint(checkpoint_path)
+            tensors = load_file(checkpoint_path / STATE_TENSORS, device=str(self.cfg.device))
+            values = json.loads((checkpoint_path / STATE_VALUES).read_text())
+            for name, param in self.sae.named_parameters():
+                self.optimizer.state[param] = {
+                    key: tensors[f"adam.{name}.{key}"].to("cpu" if key == "step" else self.cfg.device)
+                    for key in _ADAM_TENSORS
+                }
+            self.act_freq_scores = tensors["act_freq_scores"]
+            self.tokens_since_fired = tensors["tokens_since_fired"]
+            for group, lr in zip(self.optimizer.param_groups, values["lr"], strict=True):
+                group["lr"] = lr
+            self.lr_scheduler.load_state_dict(values["lr_scheduler"])
+            for name, state in values["coefficient_schedulers"].items():
+                self.coefficient_schedulers[name].load_state_dict(state)
+            self.n_training_samples = values["n_training_samples"]
+            self.n_training_steps = self.n_optimizer_steps = values["n_training_steps"]
+            self.n_frac_active_samples = values["n_frac_active_samples"]
+        except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+            raise AdapterSetError(
+                f"Checkpoint {checkpoint_path} must hold a complete trainer state. Got {str(error).splitlines()[0]}. "
+                "Delete it to resume from the one before."
+            ) from error
+        passed = self.n_training_samples
+        self.checkpoint_thresholds = [n for n in self.checkpoint_thresholds if n >= passed]
+        self._clock = (time.monotonic(), self.n_training_samples)

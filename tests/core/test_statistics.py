@@ -1,0 +1,67 @@
+"""Statistics against counts done by hand."""
+
+import math
+
+import pytest
+import torch
+
+from tc_adapters_lens.core import statistics
+from tc_adapters_lens.core.statistics import (
+    feature_counts,
+    is_dead,
+    l0,
+    top1_error,
+    update_tokens_since_fired,
+)
+
+ACTS = torch.tensor([[[1.0, 0.0], [2.0, 3.0]], [[0.5, 0.0], [9.0, 9.0]]])  # fires 1, 2, 1, 2 features
+MASK = torch.tensor([[True, True], [True, False]])
+
+
+def test_top1_error():
+    target = torch.tensor([[[0.0, 1.0], [1.0, 0.0]]])  # predicts 1, 0
+    other = torch.tensor([[[0.4, 0.6], [0.0, 0.1]]])  # predicts 1, 1
+    assert top1_error(target, other).tolist() == [[False, True]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_feature_counts(dtype: torch.dtype):
+    counts = feature_counts(ACTS.to(dtype), MASK)
+    assert counts.tolist() == [3, 1]
+    assert counts.dtype == torch.int64
+
+
+def test_feature_counts_do_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch):
+    acts = torch.randn(3, 17, 5)
+    mask = torch.rand(3, 17) > 0.4
+    whole = feature_counts(acts, mask)
+    monkeypatch.setattr(statistics, "_COUNT_CHUNK", 20)
+    assert torch.equal(feature_counts(acts, mask), whole)
+    assert torch.equal(whole, (acts > 0)[mask].sum(0))
+
+
+def test_l0():
+    assert l0(ACTS, torch.ones(2, 2, dtype=torch.bool)) == 1.5  # (1 + 2 + 1 + 2) / 4
+    torch.testing.assert_close(l0(ACTS, MASK), torch.tensor(4 / 3))  # (1 + 2 + 1) / 3
+
+
+def test_l0_ignores_what_padding_holds():
+    acts = ACTS.clone()
+    acts[1, 1] = math.nan
+    assert l0(acts, MASK) == l0(ACTS, MASK)
+
+
+def test_l0_of_nothing():
+    with pytest.raises(ValueError, match="at least one unmasked position"):
+        l0(ACTS, ~torch.ones(2, 2, dtype=torch.bool))
+
+
+def test_tokens_since_fired():
+    silent = torch.zeros(2, 3, dtype=torch.int64)  # two layers of three features
+    silent = update_tokens_since_fired(silent, torch.tensor([[1, 0, 0], [0, 5, 0]]), 10)
+    assert silent.tolist() == [[0, 10, 10], [10, 0, 10]]
+    silent = update_tokens_since_fired(silent, torch.tensor([[0, 0, 2], [0, 0, 0]]), 7)
+    assert silent.tolist() == [[7, 17, 0], [17, 7, 17]]
+    assert silent.dtype == torch.int64
+    assert is_dead(silent, 17).tolist() == [[False, True, False], [True, False, True]]
+    assert not is_dead(silent, 18).any()
