@@ -32,7 +32,7 @@ from tc_adapters_lens.models.adapters import (
 from tc_adapters_lens.models.atomic import atomic_directory
 from tc_adapters_lens.models.pair_info import PairInfo, check_same_pair
 
-__all__ = ["AdapterSet", "AdapterSetInfo"]
+__all__ = ["PARAMETERS", "AdapterSet", "AdapterSetInfo", "is_adapter_set"]
 
 
 class AdapterSet(Mapping[int, Transcoder]):

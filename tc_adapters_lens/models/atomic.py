@@ -1,4 +1,4 @@
-"""Directories that appear whole or not at all."""
+"""Directories and files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def atomic_directory(
     """
     path = Path(os.path.realpath(Path(path).expanduser()))
     partial, previous = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.previous")
-    try:
+    with writing(path, error):
         if previous.exists() and not path.exists():
             previous.rename(path)
         if path.exists():
@@ -60,9 +60,36 @@ def atomic_directory(
             if previous.exists() and not path.exists():
                 previous.rename(path)
             raise
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+@contextmanager
+def atomic_file(path: str | Path, *, error: type[AdapterLensError] = AdapterLensError) -> Iterator[Path]:
+    """As `atomic_directory`, for one file, which replaces what stood there. Yields the path to write to.
+
+    Raises:
+        error: the disk is full, or writing is not permitted.
+    """
+    path = Path(os.path.realpath(Path(path).expanduser()))
+    partial = path.with_name(f".{path.name}.partial")
+    with writing(path, error):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            with open(partial, "rb") as opened:
+                os.fsync(opened.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path, error: type[AdapterLensError]) -> Iterator[None]:
+    """Turns a failure to write into one line that names the path, the reason and the fix."""
+    try:
+        yield
     except (OSError, SafetensorError) as failure:
         raise error(_what_failed(path, failure)) from failure
-    shutil.rmtree(previous, ignore_errors=True)
 
 
 def _check_replaceable(
@@ -84,9 +111,14 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def _flush(directory: Path) -> None:
+    readable = (
+        directory.stat().st_mode & 0o666
+    )  # what the umask allows; safetensors writes files for the owner alone
     for folder, _, files in os.walk(directory):
         for file in files:
-            with open(Path(folder) / file, "rb") as opened:
+            path = Path(folder) / file
+            path.chmod(readable)
+            with path.open("rb") as opened:
                 os.fsync(opened.fileno())
         _flush_directory(Path(folder))
 

@@ -1,4 +1,4 @@
-"""A causal LM's configuration, tokenizer and tensors, read lazily: a directory, a hub id or a loaded model."""
+"""A causal LM's configuration, tokenizer and tensors, read lazily from files, the hub or a loaded model."""
 
 from __future__ import annotations
 
@@ -166,6 +166,8 @@ class Checkpoint:
         for name in names:
             nan = inf = 0
             for piece in self.tensor(name).reshape(-1).split(_CHUNK_ELEMENTS):
+                if piece.is_floating_point() and piece.element_size() == 1:  # float8 knows no isfinite
+                    piece = piece.float()
                 if not torch.isfinite(piece).all():
                     nan += int(piece.isnan().sum())
                     inf += int(piece.isinf().sum())

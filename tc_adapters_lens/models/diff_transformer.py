@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from sae_lens import HookedSAETransformer
+from transformer_lens import HookedTransformer
 from transformer_lens.config.HookedTransformerConfig import HookedTransformerConfig
 from transformers import PreTrainedTokenizerBase
 
@@ -166,10 +167,17 @@ class HookedDiffTransformer(HookedSAETransformer):
         return residuals
 
     def unembed_resid(self, resid: Float[torch.Tensor, "*pos d_model"]) -> Float[torch.Tensor, "*pos d_vocab"]:
-        """Logits of a final residual stream: final norm, unembedding, and the soft cap where there is one.
+        """Logits of a final residual stream of this model. As `unembed_resid`."""
+        return unembed_resid(self, resid)
 
-        Any number of leading dimensions.
-        """
-        logits = self.unembed(self.ln_final(resid))
-        cap = self.cfg.output_logits_soft_cap
-        return cap * F.tanh(logits / cap) if cap > 0.0 else logits
+
+def unembed_resid(
+    model: HookedTransformer, resid: Float[torch.Tensor, "*pos d_model"]
+) -> Float[torch.Tensor, "*pos d_vocab"]:
+    """Logits of a residual stream after the last layer: final norm, unembedding, soft cap where there is one.
+
+    Any number of leading dimensions.
+    """
+    logits = model.unembed(model.ln_final(resid))
+    cap = model.cfg.output_logits_soft_cap
+    return cap * F.tanh(logits / cap) if cap > 0.0 else logits

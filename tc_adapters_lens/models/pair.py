@@ -9,6 +9,7 @@ import copy
 from typing import Any
 
 import torch
+from transformer_lens import HookedTransformer
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -67,7 +68,6 @@ def load_opened_pair(
     target.check_finite(target.tensor_names())
     check_mlps_differ(base, target)
 
-    device = torch.device(device)
     model = HookedDiffTransformer(
         hooked_config(target.config, dtype, str(device)),
         _own_tokenizer(target.tokenizer),
@@ -81,9 +81,27 @@ def load_opened_pair(
         for param, name in family.mlp_names(layer).items():
             tensor = base.tensor(name)
             weights[f"blocks.{layer}.mlp.base.{param}"] = tensor.T if tensor.ndim == 2 else tensor
-    _assign(model, weights, dtype, device)
-    model.move_model_modules_to_device()
-    return model.eval()
+    _assign(model, weights)
+    return model
+
+
+def load_base(
+    base: Source,
+    *,
+    base_revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> HookedTransformer:
+    """The whole base model, for measuring it beside a pair. Arguments and errors as in `load_pair`."""
+    checkpoint = Checkpoint.open(base, base_revision)
+    model = HookedTransformer(
+        hooked_config(checkpoint.config, dtype, str(device)),
+        _own_tokenizer(checkpoint.tokenizer),
+        move_to_device=False,
+    )
+    model.cfg.n_ctx = checkpoint.config.max_position_embeddings
+    _assign(model, family_of(checkpoint.config).convert(_hf_model(checkpoint, dtype), model.cfg))
+    return model
 
 
 def _hf_model(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
@@ -107,16 +125,16 @@ def _hf_model(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def _assign(
-    model: HookedDiffTransformer, weights: dict[str, Any], dtype: torch.dtype, device: torch.device
-) -> None:
-    """Put the weights in without a second copy. Only position buffers and the zero biases of MLPs that have
-    none may keep their initial value."""
+def _assign(model: HookedTransformer, weights: dict[str, Any]) -> None:
+    """Put the weights in without a second copy. Only position buffers, and the zero biases of a base MLP that
+    has none, keep their initial value."""
     kept = {name for name, _ in model.named_buffers()}
     kept |= {f"blocks.{i}.mlp.base.{bias}" for i in range(model.cfg.n_layers) for bias in ("b_in", "b_out")}
     state = {name: tensor for name, tensor in model.state_dict().items() if name in kept}
-    state |= {name: tensor.detach().to(device, dtype) for name, tensor in weights.items()}
+    state |= {name: tensor.detach().to(model.cfg.device, model.cfg.dtype) for name, tensor in weights.items()}
     model.load_state_dict(state, strict=True, assign=True)
+    model.move_model_modules_to_device()
+    model.eval()
 
 
 def _own_tokenizer(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase | None:

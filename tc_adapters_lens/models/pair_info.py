@@ -30,7 +30,7 @@ class PairInfo:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PairInfo:
-        """Raises AdapterSetError: keys missing or unknown, or values that are not text (a revision may be None)."""
+        """Raises AdapterSetError: keys missing or unknown, or a value not text (revisions may be None)."""
         names = {field.name for field in fields(cls)}
         if set(values) != names:
             raise AdapterSetError(f"A pair must have the keys {sorted(names)}. Got {sorted(values)}.")

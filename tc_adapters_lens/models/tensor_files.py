@@ -90,6 +90,8 @@ def open_safetensors(path: Path) -> Any:
     Raises:
         CheckpointError: not a safetensors file, or not all of it, with the sizes where the header tells them.
     """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing. Copy or download it again.")
     try:
         return safe_open(str(path), framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
