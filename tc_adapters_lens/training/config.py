@@ -283,6 +283,11 @@ class TrainingConfig(Section):
         """
         return build(cls, values)
 
+    @classmethod
+    def from_yaml(cls, text: str) -> TrainingConfig:
+        """What `to_yaml` wrote. Errors as in `from_dict`."""
+        return cls.from_dict(parse_yaml(text, "the configuration"))
+
     def to_dict(self) -> dict[str, Any]:
         """Nested mappings of plain values; `from_dict` gives an equal configuration back."""
         return dataclasses.asdict(self)

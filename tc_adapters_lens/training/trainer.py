@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from typing_extensions import override
 
 from tc_adapters_lens.core.statistics import is_dead, update_tokens_since_fired
-from tc_adapters_lens.errors import AdapterSetError, DataError
+from tc_adapters_lens.errors import AdapterLensError, AdapterSetError, DataError
 from tc_adapters_lens.models.atomic import atomic_directory
 from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
 from tc_adapters_lens.training.config import ObjectiveConfig
@@ -39,7 +39,7 @@ MAX_GRAD_NORM = 1.0
 _ADAM_TENSORS = ("step", "exp_avg", "exp_avg_sq")
 
 
-class StopTraining(Exception):
+class StopTraining(AdapterLensError):
     """Raised between two steps after a request to stop; everything is consistent and may be saved."""
 
 
@@ -220,7 +220,7 @@ class AdapterTrainer(SAETrainer[JointTranscoder, JointTranscoderConfig]):
         if (base / checkpoint_name).exists():
             return
         base.mkdir(parents=True, exist_ok=True)
-        with atomic_directory(base / checkpoint_name) as unfinished:
+        with atomic_directory(base / checkpoint_name, error=AdapterSetError) as unfinished:
             super().save_checkpoint(unfinished.name, unfinished.parent, wandb_aliases)
 
     @override

@@ -1,0 +1,374 @@
+"""One training run, from a configuration to adapters on disk, on SAELens' training runner.
+
+    runs/NAME/
+        config.yaml         the configuration, every value
+        data.json           what became of the data: rows used, dropped and why, tokens
+        metrics.jsonl       one row per logged step, SAELens' keys
+        checkpoints/N/      SAELens' layout; N is the number of tokens seen
+        adapters/           the result: one stock SAELens transcoder per layer
+
+Started again with the same configuration, a run continues from its newest checkpoint and ends in the same bits as
+one that was never interrupted: data order and cutoffs are functions of the seed and the step, all else is stored.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import wandb
+from sae_lens import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, LoggingConfig
+from sae_lens.constants import RUNNER_CFG_FILENAME
+from typing_extensions import override
+
+from tc_adapters_lens.errors import AdapterSetError, ConfigError, DataError
+from tc_adapters_lens.models.adapter_set import AdapterSet, AdapterSetInfo, is_adapter_set
+from tc_adapters_lens.models.atomic import atomic_file, writing
+from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
+from tc_adapters_lens.models.pair import load_pair
+from tc_adapters_lens.training.config import TrainingConfig
+from tc_adapters_lens.training.data import BatchPlan, TokenSequences, load_sequences
+from tc_adapters_lens.training.joint import JointTranscoder, JointTranscoderConfig
+from tc_adapters_lens.training.trainer import AdapterTrainer, AdapterTrainerConfig, StopTraining
+from tc_adapters_lens.training.warm_start import load_warm_start
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE, DATA_FILE, METRICS_FILE = "config.yaml", "data.json", "metrics.jsonl"
+CHECKPOINTS, ADAPTERS = "checkpoints", "adapters"
+_WARM_UP_SHARE = 0.05
+_MEASURED_KEYS = {"kl": "losses/kl", "nmse": "losses/nmse", "l0": "metrics/l0"}
+
+
+class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
+    """SAELens' runner for all layers' adapters of a pair.
+
+    Args:
+        config: the run.
+        out: its directory; made if absent, continued if it holds the same run.
+        model: the pair, already loaded; otherwise loaded as the configuration says.
+        sequences: tokenised training sequences, already loaded; otherwise loaded as the configuration says.
+    Raises:
+        ConfigError: `out` holds a run with another configuration.
+        AdapterLensError: whatever is wrong with the models, the data or the warm start.
+    """
+
+    sae: JointTranscoder
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        out: str | Path,
+        model: HookedDiffTransformer | None = None,
+        sequences: TokenSequences | None = None,
+    ) -> None:
+        self.config, self.out = config, Path(out)
+        self._claim_directory()
+        self.model = model or load_run_pair(config)
+        if self.model.acts_to_saes:
+            attached = ", ".join(self.model.acts_to_saes)
+            raise ConfigError(f"The pair must have nothing attached for training. Got SAEs at {attached}.")
+        if sequences is None:
+            sequences, report = load_sequences(
+                config.data, self.model.tokenizer, self.model.cfg.d_vocab, self.model.cfg.n_ctx
+            )
+            self._claim_data(report.to_dict(), sequences)
+        optim = config.training
+        self.plan = BatchPlan(sequences, optim.batch_size_prompts, optim.training_tokens, config.seed)
+        self.sae = self._make_adapters()
+        self.cfg = self._saelens_config()
+        logger.info(
+            "%d steps of %d sequences, %d tokens",
+            self.plan.n_steps,
+            optim.batch_size_prompts,
+            self.plan.n_tokens,
+        )
+
+    def _claim_directory(self) -> None:
+        """Write config.yaml, or check that what is there is this very run."""
+        path = self.out / CONFIG_FILE
+        if path.exists():
+            before = _flat(TrainingConfig.from_yaml(path.read_text(encoding="utf-8")).to_dict())
+            changed = {k: (before[k], v) for k, v in _flat(self.config.to_dict()).items() if before[k] != v}
+            if changed:
+                key, (old, new) = next(iter(changed.items()))
+                raise ConfigError(
+                    f"{self.out} holds a run with another configuration: {key} is {old!r} there. Got {new!r}. "
+                    "Name another --out, or delete the directory."
+                )
+            return
+        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+            raise ConfigError(f"{self.out} is not a run and not empty. Name another --out.")
+        self.out.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path, error=ConfigError) as file:
+            file.write_text(self.config.to_yaml(), encoding="utf-8")
+
+    def _claim_data(self, report: dict[str, Any], sequences: TokenSequences) -> None:
+        """Write data.json, or check that a resumed run still sees the data it began with."""
+        path, fingerprint = self.out / DATA_FILE, sequences.fingerprint()
+        if path.exists():
+            before = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
+            if before != fingerprint:
+                raise DataError(
+                    f"A run must be resumed on the same data. Got {self.config.data.path} with {fingerprint[:19]}, "
+                    f"begun with {before[:19]}. Restore the data, or name another --out."
+                )
+            return
+        with atomic_file(path, error=DataError) as file:
+            file.write_text(json.dumps({"fingerprint": fingerprint, **report}, indent=2) + "\n")
+
+    def _make_adapters(self) -> JointTranscoder:
+        cfg, model = self.config, self.model.cfg
+        info = AdapterSetInfo(self.model.pair)
+        fresh = AdapterSet.fresh(model.n_layers, model.d_model, cfg.adapters.n_features, info, seed=cfg.seed)
+        if cfg.warm_start is not None:
+            fresh = load_warm_start(cfg.warm_start, fresh)
+        joint = JointTranscoder(
+            JointTranscoderConfig(
+                d_in=model.d_model,
+                d_sae=cfg.adapters.n_features,
+                n_layers=model.n_layers,
+                l1_coefficient=cfg.objective.l1_coefficient,
+                l1_warm_up_steps=cfg.objective.l1_warm_up_steps,
+                device=str(model.device),
+            )
+        )
+        joint.load_adapters(fresh)
+        return joint
+
+    def _saelens_config(self) -> LanguageModelSAERunnerConfig[JointTranscoderConfig]:
+        """The same run in SAELens' words: what wandb and runner_cfg.json hold."""
+        optim, log = self.config.training, self.config.logger
+        warm_up = optim.lr_warm_up_steps
+        cfg = LanguageModelSAERunnerConfig(
+            sae=self.sae.cfg,
+            model_name=self.config.target,
+            model_class_name=type(self.model).__name__,
+            hook_name="blocks.{layer}.mlp.hook_delta",
+            dataset_path=self.config.data.path,
+            context_size=int(self.plan.sequences.lengths.max()),
+            training_tokens=self.plan.n_tokens,
+            store_batch_size_prompts=optim.batch_size_prompts,
+            train_batch_size_tokens=max(1, self.plan.n_tokens // self.plan.n_steps),
+            lr=optim.lr,
+            lr_scheduler_name=optim.lr_scheduler_name,
+            lr_warm_up_steps=round(_WARM_UP_SHARE * self.plan.n_steps) if warm_up is None else warm_up,
+            lr_end=optim.lr_end,
+            lr_decay_steps=optim.lr_decay_steps,
+            adam_beta1=optim.adam_beta1,
+            adam_beta2=optim.adam_beta2,
+            dead_feature_window=optim.dead_feature_window,
+            feature_sampling_window=optim.feature_sampling_window,
+            n_checkpoints=optim.n_checkpoints,
+            device=str(self.model.cfg.device),
+            dtype="float32",
+            seed=self.config.seed,
+            checkpoint_path=None,
+            output_path=str(self.out / ADAPTERS),
+            verbose=False,
+            logger=LoggingConfig(
+                log_to_wandb=log.log_to_wandb,
+                log_weights_to_wandb=False,
+                wandb_project=log.wandb_project,
+                wandb_entity=log.wandb_entity,
+                wandb_id=self._wandb_id() if log.log_to_wandb else None,
+                run_name=log.run_name or self.out.name,
+                wandb_log_frequency=log.wandb_log_frequency,
+            ),
+        )
+        cfg.checkpoint_path = str(self.out / CHECKPOINTS)
+        return cfg
+
+    def _wandb_id(self) -> str:
+        """One wandb run per directory, so that a resumed run goes on in the same curves."""
+        path = self.out / "wandb_id"
+        if not path.exists():
+            path.write_text(secrets.token_hex(4))
+        return path.read_text()
+
+    @override
+    def run(self) -> AdapterSet:
+        """Train, or finish a run that was interrupted, and save the adapters.
+
+        Returns:
+            The adapters, on the CPU; those of the directory if the run was complete already.
+        Raises:
+            StopTraining: stopped by SIGTERM or Ctrl-C; a checkpoint was saved.
+            AdapterSetError: the newest checkpoint cannot be read.
+        """
+        if is_adapter_set(self.out / ADAPTERS):
+            logger.info("%s is complete already", self.out)
+            return AdapterSet.load(self.out / ADAPTERS, pair=self.model.pair)
+        if self.cfg.logger.log_to_wandb:
+            wandb.init(
+                project=self.cfg.logger.wandb_project,
+                entity=self.cfg.logger.wandb_entity,
+                config=self.config.to_dict(),
+                name=self.cfg.logger.run_name,
+                id=self.cfg.logger.wandb_id,
+                resume="allow",
+                dir=self.out,
+            )
+        try:
+            trainer = self._make_trainer()
+            checkpoint = newest_checkpoint(self.out)
+            if checkpoint is not None:
+                trainer.load_trainer_state(checkpoint)
+                logger.info("resuming from %s, step %d", checkpoint, trainer.n_optimizer_steps)
+            _cut_metrics(self.out / METRICS_FILE, trainer.n_optimizer_steps)
+            trainer.data_provider = self.plan.batches(trainer.n_optimizer_steps)  # type: ignore[assignment]
+            with _frozen(self.model):
+                self.run_trainer_with_interruption_handling(trainer)
+            return self._save_adapters(trainer)
+        finally:
+            if self.cfg.logger.log_to_wandb:
+                wandb.finish()
+
+    def _make_trainer(self) -> AdapterTrainer:
+        stock = self.cfg.to_sae_trainer_config()
+        return AdapterTrainer(
+            cfg=AdapterTrainerConfig(
+                **asdict(stock) | {"logger": stock.logger},
+                n_steps=self.plan.n_steps,
+                seed=self.config.seed,
+                log_every=self.config.logger.wandb_log_frequency,
+            ),
+            sae=self.sae,
+            model=self.model,
+            objective=self.config.objective,
+            data_provider=iter(()),
+            on_metrics=self._write_metrics,
+            save_checkpoint_fn=self.save_checkpoint,
+        )
+
+    def _write_metrics(self, row: dict[str, Any]) -> None:
+        path = self.out / METRICS_FILE
+        with writing(path, AdapterSetError), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    @override
+    def run_trainer_with_interruption_handling(self, trainer: AdapterTrainer) -> JointTranscoder:  # type: ignore[override]
+        """SIGTERM and Ctrl-C finish the step under way, save a checkpoint and stop; a second one stops at once."""
+        previous = {}
+
+        def request_stop(signum: int, frame: object) -> None:
+            trainer.stop_requested = True
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                previous[number] = signal.signal(number, request_stop)
+        except ValueError:  # not in the main thread: no signals arrive here
+            pass
+        try:
+            return trainer.fit()
+        except StopTraining:
+            trainer.save_checkpoint(str(trainer.n_training_samples))
+            raise StopTraining(
+                f"Stopped at step {trainer.n_optimizer_steps} of {self.plan.n_steps}; checkpoint saved in "
+                f"{self.out / CHECKPOINTS}. Start the same command again to go on."
+            ) from None
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    @override
+    def save_checkpoint(self, checkpoint_path: Path | None) -> None:
+        """SAELens' seam: the runner's part of a checkpoint."""
+        if checkpoint_path is not None:
+            (checkpoint_path / RUNNER_CFG_FILENAME).write_text(json.dumps(self.cfg.to_dict()))
+
+    def _save_adapters(self, trainer: AdapterTrainer) -> AdapterSet:
+        state = {name: param.detach().cpu() for name, param in self.sae.named_parameters()}
+        recipe = {"config": self.config.to_dict(), "n_steps": self.plan.n_steps, "n_tokens": self.plan.n_tokens}
+        measured = {"on": "training batches", **_last_metrics(self.out / METRICS_FILE)}
+        adapters = AdapterSet.from_state(
+            state, AdapterSetInfo(self.model.pair, recipe=recipe, measured=measured)
+        )
+        adapters.save(self.out / ADAPTERS)
+        return adapters
+
+
+def load_run_pair(config: TrainingConfig) -> HookedDiffTransformer:
+    """The pair that a configuration names."""
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device must be one that torch sees. Got {device} without a CUDA device. Use cpu or auto.")
+    return load_pair(
+        config.base,
+        config.target,
+        base_revision=config.base_revision,
+        target_revision=config.target_revision,
+        dtype=getattr(torch, config.dtype),
+        device=device,
+        allow_tokenizer_mismatch=config.allow_tokenizer_mismatch,
+    )
+
+
+def newest_checkpoint(out: Path) -> Path | None:
+    """The checkpoint of a run that saw the most tokens; unfinished ones have no final name and do not count."""
+    found = [path for path in (out / CHECKPOINTS).glob("*") if path.name.isdigit()]
+    return max(found, key=lambda path: int(path.name), default=None)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys, dotted."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _cut_metrics(path: Path, step: int) -> None:
+    """Drop rows after a step: those a resumed run will write again, and a row that was cut off."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] > step:
+                break
+        except (json.JSONDecodeError, KeyError):
+            break
+        kept.append(line + "\n")
+    with atomic_file(path, error=AdapterSetError) as file:
+        file.write_text("".join(kept), encoding="utf-8")
+
+
+def _last_metrics(path: Path, n_rows: int = 20) -> dict[str, float]:
+    """KL, NMSE and L0, averaged over the last logged rows."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[-n_rows:]]
+    return {name: sum(row[key] for row in rows) / len(rows) for name, key in _MEASURED_KEYS.items()}
+
+
+@contextmanager
+def _frozen(model: HookedDiffTransformer) -> Iterator[None]:
+    """Only adapters are trained: the pair's weights get no gradients inside the block."""
+    before = {param: param.requires_grad for param in model.parameters()}
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for param, requires_grad in before.items():
+            param.requires_grad_(requires_grad)
+
+
+def train(
+    config: TrainingConfig,
+    out: str | Path,
+    model: HookedDiffTransformer | None = None,
+    sequences: TokenSequences | None = None,
+) -> AdapterSet:
+    """Train adapters for a pair, or finish a run that was interrupted. Arguments and errors as the runner's."""
+    return AdapterTrainingRunner(config, out, model, sequences).run()
