@@ -2,7 +2,7 @@
 
 AdapterLensError
   ConfigError        configuration keys, types, ranges (command line exit code 2)
-  CheckpointError    model directory or safetensors missing, truncated, NaN, unsupported, not cached while offline
+  CheckpointError    a model's files are missing, truncated, NaN, unsupported, or not cached while offline
   PairError          base and target do not match
   DataError          dataset missing, empty or unusable; token ids out of range; sequence too short
   AdapterSetError    adapters missing tensors, of another pair, or corrupt

@@ -37,9 +37,7 @@ FAMILY_CONFIGS = {
         num_key_value_heads=2, head_dim=16, sliding_window=7, query_pre_attn_scalar=20, **_COMMON
     ),
     "neox": lambda: transformers.GPTNeoXConfig(rotary_pct=0.5, **_COMMON),
-    "neox_sequential": lambda: transformers.GPTNeoXConfig(
-        rotary_pct=0.25, use_parallel_residual=False, **_COMMON
-    ),
+    "neox_sequential": lambda: transformers.GPTNeoXConfig(rotary_pct=0.25, use_parallel_residual=False, **_COMMON),
 }
 
 

@@ -168,9 +168,7 @@ class _ChunkedKL(torch.autograd.Function):
                 sums[index] += (log_p - log_q).mul_(p).sum()
                 if grad is not None:
                     # dKL(p || q) / dlogits = q - p
-                    (stream_grad,) = torch.autograd.grad(
-                        logits, stream, log_q.exp_().sub_(p).to(logits.dtype)
-                    )
+                    (stream_grad,) = torch.autograd.grad(logits, stream, log_q.exp_().sub_(p).to(logits.dtype))
                     grad.flatten(0, 1)[chunk] = stream_grad[0]
         ctx.n_positions = len(positions)
         ctx.save_for_backward(*grads)
@@ -203,7 +201,5 @@ def _reduction_dtype(x: Tensor) -> torch.dtype:
 def _count_positions(mask: Tensor) -> Tensor:
     n_positions = mask.sum()
     if n_positions == 0:
-        raise ValueError(
-            f"a loss needs at least one unmasked position. Got a mask of {tuple(mask.shape)}, all False."
-        )
+        raise ValueError(f"a loss needs at least one unmasked position. Got a mask of {tuple(mask.shape)}, all False.")
     return n_positions

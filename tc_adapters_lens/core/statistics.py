@@ -43,9 +43,7 @@ def l0(acts: Float[Tensor, "batch pos n_features"], mask: Bool[Tensor, "batch po
     """
     n_positions = mask.sum()
     if n_positions == 0:
-        raise ValueError(
-            f"L0 needs at least one unmasked position. Got a mask of {tuple(mask.shape)}, all False."
-        )
+        raise ValueError(f"L0 needs at least one unmasked position. Got a mask of {tuple(mask.shape)}, all False.")
     return feature_counts(acts, mask).sum() / n_positions
 
 

@@ -191,9 +191,9 @@ def _add_agreement(
     """Unembed a chunk of unmasked positions at a time; the target's logits serve every other model."""
     positions = mask.flatten().nonzero().squeeze(-1)
     for chunk in positions.split(CHUNK_POSITIONS):
-        target_logits = model.unembed_resid(target_resid.flatten(0, 1)[chunk][None]).float()
+        target_logits = model.unembed_resid(target_resid.flatten(0, 1)[chunk][None])
         for name, (owner, resid) in others.items():
-            logits = unembed_resid(owner, resid.flatten(0, 1)[chunk][None]).float()
+            logits = unembed_resid(owner, resid.flatten(0, 1)[chunk][None])
             streams.setdefault(name, _AgreementSums()).add(
                 kl_divergence(target_logits, logits), top1_error(target_logits, logits)
             )

@@ -95,9 +95,7 @@ def read_description(directory: Path) -> tuple[AdapterSetInfo, dict[str, int]]:
     """
     if not is_adapter_set(directory):
         what = f"it has no {SET_FILE}" if directory.is_dir() else "there is no such directory"
-        raise AdapterSetError(
-            f"{directory} is not an adapter set: {what}. Name a directory written by save()."
-        )
+        raise AdapterSetError(f"{directory} is not an adapter set: {what}. Name a directory written by save().")
     path = directory / SET_FILE
     try:
         description = read_json(path)
@@ -162,9 +160,7 @@ def _read_layer(
     widths = {"W_enc": (config.get("d_in"), config.get("d_sae"))}
     if stored != shapes or widths["W_enc"] != shapes["W_enc"]:
         got = stored if stored != shapes else {SAE_CFG_FILENAME: widths["W_enc"]}
-        raise AdapterSetError(
-            f"{folder} must hold {dict(shapes)}. Got {got}. Copy or download the set again."
-        )
+        raise AdapterSetError(f"{folder} must hold {dict(shapes)}. Got {got}. Copy or download the set again.")
     adapter = SAE.load_from_disk(folder, device=str(device), dtype=dtype_to_str(dtype) if dtype else None)
     assert isinstance(adapter, Transcoder)
     for name, tensor in adapter.state_dict().items():

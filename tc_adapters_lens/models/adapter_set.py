@@ -131,9 +131,7 @@ class AdapterSet(Mapping[int, Transcoder]):
         bound = 1 / math.sqrt(d_model)
         adapters = []
         for layer in range(n_layers):
-            tensors = {
-                name: torch.zeros(shape) for name, shape in adapter_shapes(d_model, n_features).items()
-            }
+            tensors = {name: torch.zeros(shape) for name, shape in adapter_shapes(d_model, n_features).items()}
             tensors["W_enc"].uniform_(-bound, bound, generator=generator)
             tensors = {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
             adapters.append(make_adapter(layer, tensors, info.pair))
@@ -151,9 +149,7 @@ class AdapterSet(Mapping[int, Transcoder]):
         """
         got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         shape = got.get("W_enc", ())
-        wanted = (
-            {name: shape[:1] + s for name, s in adapter_shapes(*shape[1:]).items()} if len(shape) == 3 else {}
-        )
+        wanted = {name: shape[:1] + s for name, s in adapter_shapes(*shape[1:]).items()} if len(shape) == 3 else {}
         if got != wanted:
             raise AdapterSetError(
                 "Stacked adapters must be W_enc [n_layers d_model n_features], b_enc [n_layers n_features], "
@@ -222,15 +218,11 @@ class AdapterSet(Mapping[int, Transcoder]):
         """
         if isinstance(source, Path) or Path(source).expanduser().exists() or not hub.is_hub_id(source):
             if revision is not None:
-                raise AdapterSetError(
-                    f"Only a hub repository has revisions. Got '{revision}' for {source}. Drop it."
-                )
+                raise AdapterSetError(f"Only a hub repository has revisions. Got '{revision}' for {source}. Drop it.")
             return cls.load(source, **options)
         return cls.load(hub.download(source, revision, [SET_FILE, "layer_*/*"]), **options)
 
-    def push_to_hub(
-        self, repo_id: str, *, private: bool = False, commit_message: str = "Upload adapters"
-    ) -> str:
+    def push_to_hub(self, repo_id: str, *, private: bool = False, commit_message: str = "Upload adapters") -> str:
         """Uploads the set and a small model card. Log in first: `huggingface-cli login`.
 
         Returns:

@@ -92,9 +92,7 @@ def writing(path: Path, error: type[AdapterLensError]) -> Iterator[None]:
         raise error(_what_failed(path, failure)) from failure
 
 
-def _check_replaceable(
-    path: Path, may_replace: Callable[[Path], bool], error: type[AdapterLensError]
-) -> None:
+def _check_replaceable(path: Path, may_replace: Callable[[Path], bool], error: type[AdapterLensError]) -> None:
     if not path.is_dir():
         raise error(f"{path} is a file. Name a directory.")
     if any(path.iterdir()) and not may_replace(path):
@@ -111,9 +109,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def _flush(directory: Path) -> None:
-    readable = (
-        directory.stat().st_mode & 0o666
-    )  # what the umask allows; safetensors writes files for the owner alone
+    readable = directory.stat().st_mode & 0o666  # what the umask allows; safetensors writes files for the owner alone
     for folder, _, files in os.walk(directory):
         for file in files:
             path = Path(folder) / file

@@ -164,9 +164,7 @@ def _read_layer(
                 "Check that it is of this pair."
             )
         if not tensor.is_floating_point():
-            raise AdapterSetError(
-                f"{directory}: {name} must hold floating-point numbers. Got {tensor.dtype}."
-            )
+            raise AdapterSetError(f"{directory}: {name} must hold floating-point numbers. Got {tensor.dtype}.")
         dtype = tensors["W_enc"].dtype if tensors else tensor.dtype
         if tensor.dtype != dtype:
             raise AdapterSetError(
@@ -227,8 +225,7 @@ def _check_models(adapters: AdapterSet, base: Checkpoint, target: Checkpoint, al
     )
     if ours != theirs:
         raise AdapterSetError(
-            "Adapters and models must have the same layers and width. "
-            f"Got {ours} (adapters) and {theirs} (models)."
+            f"Adapters and models must have the same layers and width. Got {ours} (adapters) and {theirs} (models)."
         )
     if not allow_other_pair:
         prints = base.fingerprint(), target.fingerprint()

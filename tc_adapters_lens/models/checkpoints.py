@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from tc_adapters_lens import toy
 from tc_adapters_lens.errors import CheckpointError, did_you_mean
 from tc_adapters_lens.models.hub import download_model, is_hub_id
 from tc_adapters_lens.models.tensor_files import TensorFiles, first_line, read_json
@@ -18,6 +19,7 @@ from tc_adapters_lens.models.tensor_files import TensorFiles, first_line, read_j
 Source = str | Path | PreTrainedModel | tuple[PreTrainedModel, PreTrainedTokenizerBase | None]
 
 IN_MEMORY = "in memory"
+_BUILT_IN = {"toy:base": toy.BASE, "toy:target": toy.TARGET}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _UNEMBEDDINGS = ("lm_head.weight", "embed_out.weight")
 _STORED_BUFFERS = (".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
@@ -59,7 +61,7 @@ class Checkpoint:
         """Opens a model without loading it; code that comes with a model is never run.
 
         Args:
-            source: hub id, local directory, loaded model, or (loaded model, tokenizer).
+            source: hub id, local directory, loaded model, (loaded model, tokenizer), or toy:base, toy:target.
             revision: branch, tag or commit of a hub model.
             only: see only tensors whose name passes; other shards are neither downloaded nor needed.
         Raises:
@@ -87,9 +89,7 @@ class Checkpoint:
     @classmethod
     def _from_memory(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> Checkpoint:
         if not isinstance(model, PreTrainedModel):
-            raise CheckpointError(
-                f"A loaded model must be a transformers PreTrainedModel. Got {type(model).__name__}."
-            )
+            raise CheckpointError(f"A loaded model must be a transformers PreTrainedModel. Got {type(model).__name__}.")
         return cls(IN_MEMORY, model.config, _ModelTensors(model), model=model, tokenizer=tokenizer)
 
     def __repr__(self) -> str:
@@ -105,13 +105,9 @@ class Checkpoint:
         if self.directory is None or not any((self.directory / file).is_file() for file in _TOKENIZER_FILES):
             return self._given_tokenizer
         try:
-            return AutoTokenizer.from_pretrained(
-                self.directory, trust_remote_code=False, local_files_only=True
-            )
+            return AutoTokenizer.from_pretrained(self.directory, trust_remote_code=False, local_files_only=True)
         except Exception as error:  # the tokenizers library raises bare Exception
-            raise CheckpointError(
-                f"{self.name}: its tokenizer cannot be loaded: {first_line(error)}"
-            ) from error
+            raise CheckpointError(f"{self.name}: its tokenizer cannot be loaded: {first_line(error)}") from error
 
     def tensor_names(self) -> list[str]:
         """Names of the stored tensors, sorted; a tied unembedding is usually not among them."""
@@ -186,19 +182,15 @@ def locate(
     Raises:
         CheckpointError: as in `Checkpoint.open`, for what concerns the place.
     """
-    directory = Path(source).expanduser()
+    directory = _BUILT_IN.get(str(source)) or Path(source).expanduser()
     if directory.exists():
         if not directory.is_dir():
             raise CheckpointError(f"{source} is a file. Name the model's directory: {directory.parent}.")
         if revision is not None:
-            raise CheckpointError(
-                f"{source} is a local directory, so revision '{revision}' has no meaning. Drop it."
-            )
+            raise CheckpointError(f"{source} is a local directory, so revision '{revision}' has no meaning. Drop it.")
         return directory, None
     if isinstance(source, Path) or not is_hub_id(source):
-        raise CheckpointError(
-            f"{source} does not exist. Name a local model directory or a hub id (owner/name)."
-        )
+        raise CheckpointError(f"{source} does not exist. Name a local model directory or a hub id (owner/name).")
     directory = download_model(source, revision, only)
     return directory, directory.name
 
@@ -222,9 +214,7 @@ class _ModelTensors:
     """A loaded model's tensors, named as `save_pretrained` stores them: a tied unembedding is left out."""
 
     def __init__(self, model: PreTrainedModel):
-        tied = (
-            getattr(model.config, "tie_word_embeddings", False) and model.get_output_embeddings() is not None
-        )
+        tied = getattr(model.config, "tie_word_embeddings", False) and model.get_output_embeddings() is not None
         hidden = set(_UNEMBEDDINGS) if tied else set()
         self._tensors = {n: t.detach() for n, t in model.state_dict().items() if n not in hidden}
         unloaded = next((name for name, tensor in self._tensors.items() if tensor.is_meta), None)
@@ -248,7 +238,5 @@ class _ModelTensors:
 
     def _find(self, name: str) -> Tensor:
         if name not in self._tensors:
-            raise CheckpointError(
-                f"The model in memory has no tensor '{name}'.{did_you_mean(name, self._tensors)}"
-            )
+            raise CheckpointError(f"The model in memory has no tensor '{name}'.{did_you_mean(name, self._tensors)}")
         return self._tensors[name]

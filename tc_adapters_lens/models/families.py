@@ -24,7 +24,7 @@ from transformer_lens.pretrained.weight_conversions import (
     convert_qwen2_weights,
     convert_qwen3_weights,
 )
-from transformers import PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from tc_adapters_lens.errors import CheckpointError, did_you_mean
 
@@ -56,13 +56,20 @@ def family_of(config: PretrainedConfig) -> Family:
     """The family of an HF config.
 
     Raises:
-        CheckpointError: no row of `FAMILIES` has this architecture.
+        CheckpointError: no row of `FAMILIES` has this architecture, or the weights are quantized.
     """
     architecture = architecture_of(config)
     if architecture not in FAMILIES:
         raise CheckpointError(
             f"The architecture must be one of {', '.join(FAMILIES)}. Got {architecture}."
             f"{did_you_mean(architecture, FAMILIES)}"
+        )
+    quantization = getattr(config, "quantization_config", None)
+    if quantization:
+        settings = quantization if isinstance(quantization, dict) else quantization.to_dict()
+        raise CheckpointError(
+            f"Weights must be stored in float32, bfloat16 or float16. Got a {architecture} with quantization_config "
+            f"(quant_method {settings.get('quant_method', 'not named')}). Name the checkpoint before quantization."
         )
     return FAMILIES[architecture]
 
@@ -100,11 +107,20 @@ def hooked_config(config: PretrainedConfig, dtype: torch.dtype, device: str) -> 
     return HookedTransformerConfig(**{**common, **family.config(config)})
 
 
+def weight_shapes(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
+    """HF tensor name -> shape of every weight a config asks for; a tied unembedding is not listed. Allocates nothing."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    return {name: tuple(param.shape) for name, param in model.named_parameters()}
+
+
 def _activation(config: PretrainedConfig) -> str:
     name = getattr(config, "hidden_activation", None) or config.hidden_act
     supported = ("silu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu")
     if name not in supported:
-        raise CheckpointError(f"The activation must be one of {', '.join(supported)}. Got {name}.")
+        raise CheckpointError(
+            f"The activation must be one of {', '.join(supported)}. Got {name}.{did_you_mean(str(name), supported)}"
+        )
     return name
 
 
@@ -114,8 +130,15 @@ def _refuse(config: PretrainedConfig, **wanted: Any) -> None:
         found = getattr(config, key, value)
         if found != value:
             raise CheckpointError(
-                f"{architecture_of(config)} is supported with {key}={value} only. Got {key}={found}."
+                f"{architecture_of(config)} is supported with {key}={value} only. Got {key}={found}. "
+                "Use another model, or add this setting to tc_adapters_lens/models/families.py."
             )
+
+
+_ROPE_SCALING_KEYS = {
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
 
 
 def _rotary(config: PretrainedConfig, rotary_dim: int) -> dict[str, Any]:
@@ -125,6 +148,12 @@ def _rotary(config: PretrainedConfig, rotary_dim: int) -> dict[str, Any]:
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return args
+    missing = [key for key in _ROPE_SCALING_KEYS.get(kind, ()) if key not in scaling]
+    if missing:
+        raise CheckpointError(
+            f"rope_scaling of type {kind} must have {', '.join(_ROPE_SCALING_KEYS[kind])}. "
+            f"Got none of {', '.join(missing)}. Repair the model's config.json."
+        )
     if kind == "linear":
         return {**args, "rotary_scaling_factor": float(scaling["factor"])}
     if kind == "llama3":
@@ -136,11 +165,15 @@ def _rotary(config: PretrainedConfig, rotary_dim: int) -> dict[str, Any]:
             "NTK_by_parts_high_freq_factor": float(scaling["high_freq_factor"]),
             "NTK_original_ctx_len": int(scaling["original_max_position_embeddings"]),
         }
-    raise CheckpointError(f"rope_scaling must be one of default, linear, llama3. Got {kind}.")
+    raise CheckpointError(
+        f"rope_scaling must be one of default, linear, llama3. Got {kind}. If sequences stay below the "
+        "model's original length, remove rope_scaling from its config.json; else use another model."
+    )
 
 
 def _rms_gated(config: PretrainedConfig, d_head: int) -> dict[str, Any]:
     """What Qwen, Llama, Mistral and Gemma share: RMS norms, gated MLP, rotary over the whole head."""
+    _refuse(config, partial_rotary_factor=1.0)
     return {
         "d_head": d_head,
         "eps": config.rms_norm_eps,
@@ -164,9 +197,10 @@ def _grouped(config: PretrainedConfig) -> int | None:
 def _windowed(config: PretrainedConfig) -> dict[str, Any]:
     """Sliding-window layers, by the HF config's own `layer_types` where it has them."""
     window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or [
-        "sliding_attention" if window else "full_attention"
-    ] * config.num_hidden_layers
+    kinds = (
+        getattr(config, "layer_types", None)
+        or ["sliding_attention" if window else "full_attention"] * config.num_hidden_layers
+    )
     if not window or "sliding_attention" not in kinds:
         return {}
     return {
@@ -178,7 +212,7 @@ def _windowed(config: PretrainedConfig) -> dict[str, Any]:
 
 def _qwen2(config: PretrainedConfig) -> dict[str, Any]:
     return {
-        **_rms_gated(config, config.hidden_size // config.num_attention_heads),
+        **_rms_gated(config, _head_dim(config)),
         "n_key_value_heads": config.num_key_value_heads,
         "default_prepend_bos": False,
         **_windowed(config),
@@ -231,7 +265,7 @@ def _neox(config: PretrainedConfig) -> dict[str, Any]:
         "normalization_type": "LN",
         "parallel_attn_mlp": config.use_parallel_residual,
         "default_prepend_bos": False,
-        **_rotary(config, round(config.rotary_pct * d_head)),
+        **_rotary(config, int(config.rotary_pct * d_head)),
     }
 
 

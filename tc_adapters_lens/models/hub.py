@@ -50,9 +50,7 @@ def download_model(repo_id: str, revision: str | None, only: Callable[[str], boo
     directory = download(repo_id, revision, CONFIG_AND_TOKENIZER)
     files = [SINGLE_FILE]
     if (directory / INDEX_FILE).is_file():
-        files = sorted(
-            {file for name, file in read_weight_map(directory).items() if only is None or only(name)}
-        )
+        files = sorted({file for name, file in read_weight_map(directory).items() if only is None or only(name)})
     if all((directory / file).is_file() for file in files):
         return directory
     directory = download(repo_id, revision, files)
@@ -90,9 +88,7 @@ def download(repo_id: str, revision: str | None, patterns: list[str]) -> Path:
             "Check the spelling, or log in with `huggingface-cli login` if it is private."
         ) from error
     except RevisionNotFoundError as error:
-        raise CheckpointError(
-            f"Hub model '{repo_id}' has no revision '{revision}'. Check its name."
-        ) from error
+        raise CheckpointError(f"Hub model '{repo_id}' has no revision '{revision}'. Check its name.") from error
     except LocalEntryNotFoundError as error:
         why = "HF_HUB_OFFLINE is set" if is_offline() else "the hub cannot be reached"
         raise CheckpointError(

@@ -40,8 +40,7 @@ def render(repo_id: str, info: AdapterSetInfo, n_layers: int, d_model: int, n_fe
     """The model card, Markdown with the hub's YAML header."""
     numbers = {key: value for key, value in info.measured.items() if isinstance(value, (int, float, str))}
     measured = "".join(
-        f"| {key} | {format(value, '.4g') if isinstance(value, float) else value} |\n"
-        for key, value in numbers.items()
+        f"| {key} | {format(value, '.4g') if isinstance(value, float) else value} |\n" for key, value in numbers.items()
     )
     recipe = f"\n## Recipe\n\n```json\n{json.dumps(info.recipe, indent=2)}\n```\n" if info.recipe else ""
     on_hub = is_hub_id(info.pair.target_name) and "/" in info.pair.target_name

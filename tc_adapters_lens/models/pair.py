@@ -13,11 +13,10 @@ from transformer_lens import HookedTransformer
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from tc_adapters_lens.errors import CheckpointError
 from tc_adapters_lens.models.checkpoints import Checkpoint, Source
 from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
 from tc_adapters_lens.models.families import family_of, hooked_config
-from tc_adapters_lens.models.pair_checks import check_configs, check_mlps_differ, check_tokenizers
+from tc_adapters_lens.models.pair_checks import checkpoint_checks, pair_checks
 from tc_adapters_lens.models.pair_info import PairInfo
 
 
@@ -48,7 +47,11 @@ def load_pair(
     base_files = Checkpoint.open(base, base_revision)
     target_files = Checkpoint.open(target, target_revision)
     return load_opened_pair(
-        base_files, target_files, dtype=dtype, device=device, allow_tokenizer_mismatch=allow_tokenizer_mismatch
+        base_files,
+        target_files,
+        dtype=dtype,
+        device=device,
+        allow_tokenizer_mismatch=allow_tokenizer_mismatch,
     )
 
 
@@ -61,25 +64,21 @@ def load_opened_pair(
     allow_tokenizer_mismatch: bool,
 ) -> HookedDiffTransformer:
     """`load_pair` on checkpoints that are already open. Arguments and errors as there."""
-    check_configs(base.config, target.config)
-    check_tokenizers(base.tokenizer, target.tokenizer, allow_tokenizer_mismatch)
-    family, n_layers = family_of(target.config), target.config.num_hidden_layers
-    base.check_finite(name for layer in range(n_layers) for name in family.mlp_names(layer).values())
-    target.check_finite(target.tensor_names())
-    check_mlps_differ(base, target)
+    for check in pair_checks(base, target, allow_tokenizer_mismatch):
+        check.run()
 
+    family, n_layers = family_of(target.config), target.config.num_hidden_layers
     model = HookedDiffTransformer(
         hooked_config(target.config, dtype, str(device)),
         _own_tokenizer(target.tokenizer),
         n_ctx=target.config.max_position_embeddings,
-        pair=PairInfo(
-            base.name, target.name, base.revision, target.revision, base.fingerprint(), target.fingerprint()
-        ),
+        pair=PairInfo(base.name, target.name, base.revision, target.revision, base.fingerprint(), target.fingerprint()),
     )
     weights = family.convert(_hf_model(target, dtype), model.cfg)
     for layer in range(n_layers):
         for param, name in family.mlp_names(layer).items():
-            tensor = base.tensor(name)
+            # From a file: a copy of its own, for what is mapped changes when the file is written again.
+            tensor = base.tensor(name).to(dtype, copy=base.model is None)
             weights[f"blocks.{layer}.mlp.base.{param}"] = tensor.T if tensor.ndim == 2 else tensor
     _assign(model, weights)
     return model
@@ -94,6 +93,8 @@ def load_base(
 ) -> HookedTransformer:
     """The whole base model, for measuring it beside a pair. Arguments and errors as in `load_pair`."""
     checkpoint = Checkpoint.open(base, base_revision)
+    for check in checkpoint_checks("base", checkpoint):
+        check.run()
     model = HookedTransformer(
         hooked_config(checkpoint.config, dtype, str(device)),
         _own_tokenizer(checkpoint.tokenizer),
@@ -105,24 +106,15 @@ def load_base(
 
 
 def _hf_model(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
-    """The target as an HF module, for TransformerLens' converter to read from."""
+    """The model as an HF module, for TransformerLens' converter to read from."""
     if checkpoint.model is not None:
         return checkpoint.model
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            checkpoint.directory, dtype=dtype, local_files_only=True, output_loading_info=True
-        )
+        return AutoModelForCausalLM.from_pretrained(checkpoint.directory, dtype=dtype, local_files_only=True)
     finally:
         transformers_logging.set_verbosity(verbosity)
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise CheckpointError(
-            f"{checkpoint.name} must hold every weight of {type(model).__name__}. Got {len(missing)} missing, "
-            f"the first of them '{missing[0]}'. Use a complete checkpoint."
-        )
-    return model
 
 
 def _assign(model: HookedTransformer, weights: dict[str, Any]) -> None:

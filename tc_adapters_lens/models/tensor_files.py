@@ -78,9 +78,7 @@ class TensorFiles:
 
     def _handle(self, name: str) -> Any:
         if name not in self._file_of:
-            raise CheckpointError(
-                f"{self.directory} has no tensor '{name}'.{did_you_mean(name, self._file_of)}"
-            )
+            raise CheckpointError(f"{self.directory} has no tensor '{name}'.{did_you_mean(name, self._file_of)}")
         return self._handles[self._file_of[name]]
 
 
@@ -116,9 +114,7 @@ def read_weight_map(directory: Path) -> dict[str, str]:
         isinstance(file, str) and Path(file).name == file for file in weight_map.values()
     )
     if not plain or not weight_map:
-        raise CheckpointError(
-            f"{path} must hold a 'weight_map' of tensor names to file names in its own directory."
-        )
+        raise CheckpointError(f"{path} must hold a 'weight_map' of tensor names to file names in its own directory.")
     return weight_map
 
 
@@ -144,9 +140,7 @@ def first_line(error: BaseException, limit: int = 200) -> str:
 
 
 def _no_safetensors(directory: Path) -> str:
-    pickles = sorted(path.name for path in directory.glob("*.bin")) + sorted(
-        p.name for p in directory.glob("*.pt*")
-    )
+    pickles = sorted(path.name for path in directory.glob("*.bin")) + sorted(p.name for p in directory.glob("*.pt*"))
     if pickles:
         return (
             f"{directory} has no {SINGLE_FILE}, only pickled weights ({pickles[0]}), which are never loaded. "
@@ -173,9 +167,7 @@ def _what_is_wrong(path: Path, error: BaseException) -> str:
             return f"is not a safetensors file ({actual} bytes)."
         try:
             header = json.loads(file.read(length))
-            expected = (
-                8 + length + max(e["data_offsets"][1] for n, e in header.items() if n != "__metadata__")
-            )
+            expected = 8 + length + max(e["data_offsets"][1] for n, e in header.items() if n != "__metadata__")
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             return f"is not a safetensors file ({actual} bytes): {first_line(error)}."
     if actual < expected:

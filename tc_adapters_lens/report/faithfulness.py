@@ -45,7 +45,9 @@ def faithfulness_table(results: Mapping[str, Faithfulness]) -> str:
     rows.append(("target", "0.00%", "0.0000", "", "", "0.0000", ""))
     widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
     lines = [
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
         for row in rows
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
@@ -68,7 +70,11 @@ def plot_faithfulness(results: Mapping[str, Faithfulness], path: str | Path, tit
     )
     for axis, (label, value, unit, logarithmic) in zip(axes, panels, strict=True):
         axis.plot(
-            [r.l0 for _, r in ordered], [value(r) for _, r in ordered], "o-", color=_ADAPTERS, label="adapters"
+            [r.l0 for _, r in ordered],
+            [value(r) for _, r in ordered],
+            "o-",
+            color=_ADAPTERS,
+            label="adapters",
         )
         for name, r in ordered:
             axis.annotate(
@@ -80,7 +86,12 @@ def plot_faithfulness(results: Mapping[str, Faithfulness], path: str | Path, tit
             )
         for name, reference, colour in (("base", one.base, _BASE), ("hybrid", one.hybrid, _HYBRID)):
             if reference is not None:
-                axis.axhline(value(reference), color=colour, linestyle="--", label=f"{name}: {value(reference):.3g} {unit}")
+                axis.axhline(
+                    value(reference),
+                    color=colour,
+                    linestyle="--",
+                    label=f"{name}: {value(reference):.3g} {unit}",
+                )
         axis.set_xscale("log")
         l0s = [r.l0 for _, r in ordered]
         axis.set_xlim(min(l0s) / 2, max(l0s) * 3)

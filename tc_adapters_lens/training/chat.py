@@ -59,17 +59,13 @@ class ChatEncoder:
         DataError: there is no template; responses are asked for and the tokenizer cannot locate text.
     """
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, chat_template: str | None, response_only: bool
-    ) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, chat_template: str | None, response_only: bool) -> None:
         self.tokenizer = tokenizer
         self.explicit = chat_template is not None
         try:
             self.template: str = tokenizer.get_chat_template(chat_template)
         except ValueError as error:
-            raise DataError(
-                f"chat data needs a chat template. Got a tokenizer without one; {EXPLICIT}."
-            ) from error
+            raise DataError(f"chat data needs a chat template. Got a tokenizer without one; {EXPLICIT}.") from error
         self.response_only = response_only
         self.marks_responses = _GENERATION.search(self.template) is not None
         self.n_incomplete = 0  # chats whose explicit template drops part of a response
@@ -95,9 +91,7 @@ class ChatEncoder:
         """What to tell about the chats encoded so far, a line each."""
         notes = []
         if self.n_incomplete:
-            notes.append(
-                f"chat template: it drops part of what the assistant said in {self.n_incomplete:,} rows"
-            )
+            notes.append(f"chat template: it drops part of what the assistant said in {self.n_incomplete:,} rows")
         if self.refusal:
             notes.append(f"chat template: first refusal: {self.refusal}")
         return notes
@@ -206,9 +200,7 @@ def _read_messages(chat: Any) -> list[Message] | Unusable:
         content = entry.get("content") if entry.get("content") is not None else entry.get("value")
         if not isinstance(role, str) or not isinstance(content, str):
             return Unusable("a message has no role or no text")
-        others = {
-            key: value for key, value in entry.items() if value is not None and key not in ("from", "value")
-        }
+        others = {key: value for key, value in entry.items() if value is not None and key not in ("from", "value")}
         messages.append({**others, "role": _ROLES.get(role, role), "content": content})
     if all(not message["content"].strip() for message in messages):
         return Unusable("every message is empty")

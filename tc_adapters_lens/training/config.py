@@ -102,9 +102,7 @@ class ObjectiveConfig(Section):
         return {**cls.presets[preset], **values}
 
     def check(self) -> None:
-        self.require_at_least(
-            0, "l1_coefficient", "kl_weight", "nmse_weight", "bridging_weight", "l1_warm_up_steps"
-        )
+        self.require_at_least(0, "l1_coefficient", "kl_weight", "nmse_weight", "bridging_weight", "l1_warm_up_steps")
         if self.kl_weight == self.nmse_weight == self.bridging_weight == 0:
             raise ConfigError(
                 "objective.kl_weight, nmse_weight or bridging_weight must be above 0. Got 0 for all three."
@@ -305,12 +303,12 @@ def load_config(
     A chat template named by file is read, so that the result depends on no other file.
 
     Args:
-        path: the YAML file.
+        path: the YAML file, or the name of a recipe that comes with the package: toy, r1-distill-qwen-7b, ...
         overrides: `{"training.lr": 1e-3}`, the same nested, or `["training.lr=1e-3"]`; the last one wins.
     Raises:
         ConfigError: no such file, not YAML, an unknown or missing key, a wrong type or range; one line.
     """
-    path = Path(path)
+    path = find_config(path)
     try:
         text = path.read_text(encoding=encoding)
     except (OSError, UnicodeDecodeError) as error:
@@ -326,6 +324,17 @@ def load_config(
         return config
     data = dataclasses.replace(config.data, chat_template=read_chat_template(template, path.parent))
     return dataclasses.replace(config, data=data)
+
+
+def find_config(path: str | Path) -> Path:
+    """The file itself, or that of a recipe of this name that comes with the package."""
+    path = Path(path).expanduser()
+    here = Path(__file__).resolve()
+    if not path.exists() and len(path.parts) == 1:
+        for directory in (here.parents[1] / "configs", here.parents[2] / "configs"):  # installed, checkout
+            if (recipe := directory / f"{path.name.removesuffix('.yaml')}.yaml").is_file():
+                return recipe
+    return path
 
 
 def read_chat_template(template: str, directory: Path | None = None) -> str:
@@ -344,9 +353,7 @@ def read_chat_template(template: str, directory: Path | None = None) -> str:
         if candidate.is_file():
             return candidate.read_text(encoding="utf-8")
     looked = " and ".join(str(candidate) for candidate in candidates)
-    raise ConfigError(
-        f"data.chat_template must be Jinja text or a file. Got {template!r}; no file at {looked}."
-    )
+    raise ConfigError(f"data.chat_template must be Jinja text or a file. Got {template!r}; no file at {looked}.")
 
 
 def _parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
@@ -355,8 +362,6 @@ def _parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
         key, equals, value = override.partition("=")
         if not equals or not key:
             nearest = did_you_mean(key, key_names(TrainingConfig))
-            raise ConfigError(
-                f"an override must read key=value, as training.lr=1e-3. Got {override!r}.{nearest}"
-            )
+            raise ConfigError(f"an override must read key=value, as training.lr=1e-3. Got {override!r}.{nearest}")
         values = nest({key: parse_yaml(value, key)}, values)
     return values

@@ -66,9 +66,7 @@ def load_sequences(
     """
     limit = n_ctx if data.context_size is None else data.context_size
     if limit > n_ctx:
-        raise ConfigError(
-            f"data.context_size must not exceed what the model takes. Got {limit} and {n_ctx} (n_ctx)."
-        )
+        raise ConfigError(f"data.context_size must not exceed what the model takes. Got {limit} and {n_ctx} (n_ctx).")
     source = data.path if rows is None else "the given rows"
     rows = open_rows(data) if rows is None else rows
     if isinstance(rows, datasets.Dataset):
@@ -119,6 +117,8 @@ def open_rows(data: DataConfig) -> datasets.Dataset:
     if path.is_file() and suffix not in _BUILDERS:
         known = ", ".join(_BUILDERS)
         raise DataError(f"a data file must end in one of {known} (compressed or not). Got {data.path}.")
+    if path.is_file() and path.stat().st_size == 0:
+        raise DataError(f"a data file must have rows. Got an empty file, {data.path}.")
     try:
         if path.is_file():
             rows = datasets.load_dataset(_BUILDERS[suffix], data_files=str(path), split=data.split)
@@ -135,7 +135,7 @@ def open_rows(data: DataConfig) -> datasets.Dataset:
     except DataError:
         raise
     except Exception as error:  # each of the library's readers raises its own kinds
-        cause = str(error.__cause__ or error).strip().partition("\n")[0]
+        cause = str(error.__cause__ or error).strip().partition("\n")[0] or type(error).__name__
         raise DataError(f"cannot read the dataset {data.path} (split {data.split}): {cause}") from error
     assert isinstance(rows, datasets.Dataset)
     return rows

@@ -166,8 +166,8 @@ class RowCounts:
         if outside.any():
             first = int(outside.argmax())
             raise DataError(
-                f"token ids must be from 0 to {self.d_vocab - 1}, the model's vocabulary. Got {tokens[first]} "
-                f"in row {row_id}, position {first}; use the target's own tokenizer."
+                f"token ids must be from 0 to {self.d_vocab - 1}, the model's vocabulary. Got {tokens[first]}"
+                f" in row {row_id}, position {first}; use the target's own tokenizer."
             )
         if self.max_length is not None and len(tokens) > self.max_length:
             if self.too_long == "drop":
@@ -201,10 +201,7 @@ class RowCounts:
             format=what,
             n_rows=self.n_rows,
             n_used=self.n_used,
-            dropped={
-                why: Dropped(len(rows), tuple(sorted(rows)[:_ROWS_NAMED]))
-                for why, rows in self._dropped.items()
-            },
+            dropped={why: Dropped(len(rows), tuple(sorted(rows)[:_ROWS_NAMED])) for why, rows in self._dropped.items()},
             n_sequences=len(sequences),
             n_tokens=n_tokens,
             n_counted=n_counted,

@@ -289,11 +289,13 @@ class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
 
     def _save_adapters(self, trainer: AdapterTrainer) -> AdapterSet:
         state = {name: param.detach().cpu() for name, param in self.sae.named_parameters()}
-        recipe = {"config": self.config.to_dict(), "n_steps": self.plan.n_steps, "n_tokens": self.plan.n_tokens}
+        recipe = {
+            "config": self.config.to_dict(),
+            "n_steps": self.plan.n_steps,
+            "n_tokens": self.plan.n_tokens,
+        }
         measured = {"on": "training batches", **_last_metrics(self.out / METRICS_FILE)}
-        adapters = AdapterSet.from_state(
-            state, AdapterSetInfo(self.model.pair, recipe=recipe, measured=measured)
-        )
+        adapters = AdapterSet.from_state(state, AdapterSetInfo(self.model.pair, recipe=recipe, measured=measured))
         adapters.save(self.out / ADAPTERS)
         return adapters
 

@@ -88,16 +88,12 @@ def build(cls: type[SectionT], values: Any, root: type[Section] | None = None) -
     """
     root = root or cls
     if not isinstance(values, Mapping):
-        raise ConfigError(
-            f"{cls.section or 'a configuration'} must be a mapping of keys to values. Got {values!r}."
-        )
+        raise ConfigError(f"{cls.section or 'a configuration'} must be a mapping of keys to values. Got {values!r}.")
     hints = _hints(cls)
     for name in values:
         if name not in hints and name not in cls.input_keys:
             raise ConfigError(f"unknown key '{cls.key(str(name))}'.{_nearest(str(name), cls, root)}")
-    arguments = {
-        name: _read(value, hints[name], root) for name, value in cls.prepare(values).items() if name in hints
-    }
+    arguments = {name: _read(value, hints[name], root) for name, value in cls.prepare(values).items() if name in hints}
     for field in dataclasses.fields(cls):
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and field.name not in arguments:

@@ -18,9 +18,7 @@ from torch import Tensor
 
 __all__ = ["BatchPlan", "TokenBatch", "TokenSequences"]
 
-PAD_ID = (
-    0  # any valid id: padding is on the right, where causal attention keeps it from every counted position
-)
+PAD_ID = 0  # any valid id: padding is on the right, where causal attention keeps it from every counted position
 
 
 class TokenBatch(NamedTuple):

@@ -57,9 +57,7 @@ def random_case(n_resids: int = 3, dtype: torch.dtype = torch.float64):
     return unembed, target, resids, mask
 
 
-def naive_kl(
-    resids: list[Tensor], target: Tensor, unembed: Callable[[Tensor], Tensor], mask: Tensor
-) -> Tensor:
+def naive_kl(resids: list[Tensor], target: Tensor, unembed: Callable[[Tensor], Tensor], mask: Tensor) -> Tensor:
     return torch.stack([kl_divergence(unembed(target), unembed(resid))[mask].mean() for resid in resids])
 
 

@@ -38,9 +38,7 @@ def random_set(dtype: torch.dtype = torch.float32, seed: int = 0) -> AdapterSet:
 
 def same_bits(one: AdapterSet, other: AdapterSet) -> bool:
     a, b = one.state(), other.state()
-    return all(
-        a[n].dtype == b[n].dtype and torch.equal(a[n].view(torch.uint8), b[n].view(torch.uint8)) for n in a
-    )
+    return all(a[n].dtype == b[n].dtype and torch.equal(a[n].view(torch.uint8), b[n].view(torch.uint8)) for n in a)
 
 
 @pytest.fixture
@@ -158,9 +156,7 @@ class TestSet:
             AdapterSetError, match="16 -> 40 -> 16 float32 in layer 0 and 16 -> 8 -> 16 float32 in layer 1"
         ):
             AdapterSet([adapters[0], other[1]], INFO)
-        with pytest.raises(
-            AdapterSetError, match=r"must have hook_name 'blocks.0.mlp.hook_in'. Got 'blocks.1"
-        ):
+        with pytest.raises(AdapterSetError, match=r"must have hook_name 'blocks.0.mlp.hook_in'. Got 'blocks.1"):
             AdapterSet(adapters[1:], INFO)
         with pytest.raises(AdapterSetError, match="at least one layer"):
             AdapterSet([], INFO)
@@ -185,9 +181,7 @@ class TestSaveAndLoad:
         assert loaded.info == INFO
 
         loaded.save(tmp_path / "b")
-        files = [
-            path.relative_to(tmp_path / "a") for path in sorted((tmp_path / "a").rglob("*")) if path.is_file()
-        ]
+        files = [path.relative_to(tmp_path / "a") for path in sorted((tmp_path / "a").rglob("*")) if path.is_file()]
         assert len(files) == 2 * N_LAYERS + 1
         for file in files:
             assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
@@ -364,9 +358,7 @@ class TestLoadRefuses:
 
     @pytest.mark.parametrize("role", ["base", "target"])
     def test_adapters_of_another_pair(self, saved, role):
-        other = dataclasses.replace(
-            PAIR, **{f"{role}_fingerprint": "sha256:" + "f" * 64, f"{role}_name": "x/y"}
-        )
+        other = dataclasses.replace(PAIR, **{f"{role}_fingerprint": "sha256:" + "f" * 64, f"{role}_name": "x/y"})
         old = getattr(PAIR, f"{role}_fingerprint")[:19]
         message = refusal(saved, pair=other)
         assert f"{role} org/{role} ({old}). Got {role} x/y (sha256:ffffffffffff)" in message

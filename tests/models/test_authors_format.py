@@ -69,9 +69,7 @@ def alone(adapters: AdapterSet, tmp_path: Path) -> Path:
 
 
 def stored(directory: Path) -> dict[str, Tensor]:
-    return {
-        name: tensor for file in directory.glob("*.safetensors") for name, tensor in load_file(file).items()
-    }
+    return {name: tensor for file in directory.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
 def same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -302,9 +300,7 @@ class TestExportRefuses:
     def test_mlps_of_another_shape(self, adapters, models, tmp_path):
         wide = Checkpoint.open(tiny_pair("qwen2", intermediate_size=64)[0])
         with pytest.raises(AdapterSetError, match=r"one shape in base and target. Got \(32, 64\) \(base\)"):
-            export_authors(
-                adapters, tmp_path / "out", wide, Checkpoint.open(models[1]), allow_other_pair=True
-            )
+            export_authors(adapters, tmp_path / "out", wide, Checkpoint.open(models[1]), allow_other_pair=True)
 
     def test_a_directory_that_is_taken(self, adapters, exported):
         with pytest.raises(AdapterSetError, match="is not replaced"):

@@ -71,9 +71,7 @@ def test_a_directory_is_read_as_stored(model, directory):
 
 def test_paths_may_be_text_and_have_a_home(directory, monkeypatch):
     monkeypatch.setenv("HOME", str(directory.parent))
-    assert (
-        Checkpoint.open(f"~/{directory.name}").fingerprint() == Checkpoint.open(str(directory)).fingerprint()
-    )
+    assert Checkpoint.open(f"~/{directory.name}").fingerprint() == Checkpoint.open(str(directory)).fingerprint()
 
 
 def test_a_tokenizer_is_loaded_where_there_is_one(model, tmp_path):
@@ -216,9 +214,7 @@ class TestRefused:
         (directory / "config.json").unlink()
         assert "it has no config.json" in refusal(directory)
 
-    @pytest.mark.parametrize(
-        ("config", "message"), [("{", "as JSON"), ("[]", "object"), ("{}", "transformers")]
-    )
+    @pytest.mark.parametrize(("config", "message"), [("{", "as JSON"), ("[]", "object"), ("{}", "transformers")])
     def test_a_config_that_is_none(self, directory, config, message):
         (directory / "config.json").write_text(config)
         assert message in refusal(directory)
@@ -259,9 +255,7 @@ class TestRefused:
         size = file.stat().st_size
         with file.open("r+b") as opened:
             opened.truncate(size - 1000)
-        assert f"{file} is truncated: its header needs {size} bytes, it has {size - 1000}." in refusal(
-            directory
-        )
+        assert f"{file} is truncated: its header needs {size} bytes, it has {size - 1000}." in refusal(directory)
 
     def test_a_truncated_shard_is_named(self, sharded):
         shard = sorted(sharded.glob("*.safetensors"))[2]
@@ -351,10 +345,7 @@ class TestHub:
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
         message = refusal(source)
-        assert (
-            f"'{source}' is neither a local directory nor in the hub cache, and HF_HUB_OFFLINE is set"
-            in message
-        )
+        assert f"'{source}' is neither a local directory nor in the hub cache, and HF_HUB_OFFLINE is set" in message
 
     @pytest.mark.parametrize(
         ("error", "message"),

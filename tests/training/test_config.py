@@ -165,23 +165,17 @@ class TestPresets:
         assert (objective.l1_coefficient, objective.nmse_counts_embedding) == (0.01, True)
 
     def test_in_a_mapping(self):
-        config = TrainingConfig.from_dict(
-            {**MINIMAL, "objective": {"preset": "authors", "l1_coefficient": 0.1}}
-        )
+        config = TrainingConfig.from_dict({**MINIMAL, "objective": {"preset": "authors", "l1_coefficient": 0.1}})
         assert config.objective == ObjectiveConfig.authors(0.1)
 
     def test_written_values_win(self):
-        config = TrainingConfig.from_dict(
-            {**MINIMAL, "objective": {"preset": "authors", "bridging_weight": 0.5}}
-        )
+        config = TrainingConfig.from_dict({**MINIMAL, "objective": {"preset": "authors", "bridging_weight": 0.5}})
         assert config.objective.bridging_weight == 0.5
         assert config.objective.nmse_counts_embedding
 
     def test_unknown(self):
         message = error_of({"objective": {"preset": "author"}})
-        assert message == (
-            "objective.preset must be one of paper, authors. Got 'author'. Did you mean 'authors'?"
-        )
+        assert message == ("objective.preset must be one of paper, authors. Got 'author'. Did you mean 'authors'?")
 
 
 class TestLoadConfig:
@@ -193,9 +187,7 @@ class TestLoadConfig:
         config = TrainingConfig(
             base="a",
             target="b",
-            data=DataConfig(
-                "rows.jsonl", chat_template="{{ bos_token }}\n{%- generation %}x{% endgeneration %}"
-            ),
+            data=DataConfig("rows.jsonl", chat_template="{{ bos_token }}\n{%- generation %}x{% endgeneration %}"),
             objective=ObjectiveConfig.authors(3e-4),
             training=OptimConfig(training_tokens=10, lr=1e-5),
             logger=LoggerConfig(run_name="näme"),

@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from datasets import Dataset
-from sae_lens import SAE, LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, LoggingConfig, Transcoder
+from sae_lens import (
+    SAE,
+    LanguageModelSAERunnerConfig,
+    LanguageModelSAETrainingRunner,
+    LoggingConfig,
+    Transcoder,
+)
 from sae_lens.saes.sae import TrainStepInput
 
 from tc_adapters_lens.models.adapter_set import AdapterSet, AdapterSetInfo
@@ -81,7 +87,7 @@ def test_stock_runner_learns_delta(trained) -> None:
         error = (adapter(x) - delta).square().sum() / delta.square().sum()
     assert error < 0.5
     with model.mode("target"):
-        logits, cache = model.run_with_cache_with_saes(held_out, saes=[adapter])
+        _, cache = model.run_with_cache_with_saes(held_out, saes=[adapter])
     assert f"{hook_delta(LAYER)}.hook_sae_acts_post" in cache
 
 

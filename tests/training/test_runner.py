@@ -32,9 +32,7 @@ def pair_dirs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Pat
     root = tmp_path_factory.mktemp("pair")
     base, target = tiny_pair()
     generator = torch.Generator().manual_seed(3)
-    rows = [
-        {"input_ids": torch.randint(3, D_VOCAB, (5 + i % 9,), generator=generator).tolist()} for i in range(60)
-    ]
+    rows = [{"input_ids": torch.randint(3, D_VOCAB, (5 + i % 9,), generator=generator).tolist()} for i in range(60)]
     (root / "tokens.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return (
         save(base, root / "base", word_tokenizer()),

@@ -1,0 +1,1 @@
+"""The command line: `tc-adapters VERB`, one module per verb."""

@@ -1,0 +1,67 @@
+"""`tc-adapters demo`: the built-in pair from two models to trained adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from tc_adapters_lens import toy
+from tc_adapters_lens.cli import options
+from tc_adapters_lens.cli.output import write_json
+from tc_adapters_lens.cli.parser import Parser
+
+SUMMARY = "train adapters for the built-in pair at two sparsity weights and show how faithful they are"
+EXAMPLE = "example:\n  tc-adapters demo --out runs/demo"
+
+L1_COEFFICIENTS = {"sparse": 3e-3, "dense": 3e-4}
+PICTURE, RESULT = "faithfulness.png", "faithfulness.json"
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("--out", type=str, default="runs/demo", metavar="DIR", help="where everything is written")
+    parser.add_argument(
+        "--seed", type=int, default=42, help="of the adapters' start, the order of the data and the cutoffs"
+    )
+    options.add_json(parser)
+
+
+def run(args: Namespace) -> dict[str, Any]:
+    from tc_adapters_lens.cli.evaluate import batches
+    from tc_adapters_lens.evaluation.faithfulness import measure_faithfulness
+    from tc_adapters_lens.models.pair import load_base
+    from tc_adapters_lens.report.faithfulness import faithfulness_table, plot_faithfulness
+    from tc_adapters_lens.training.config import DataConfig, load_config
+    from tc_adapters_lens.training.data import load_sequences
+    from tc_adapters_lens.training.runner import ADAPTERS, load_run_pair, train
+
+    options.log_to_terminal()
+    out = Path(args.out)
+    configs = {
+        name: load_config("toy", {"seed": args.seed, "objective.l1_coefficient": l1})
+        for name, l1 in L1_COEFFICIENTS.items()
+    }
+    model = load_run_pair(configs["sparse"])
+    base = load_base(configs["sparse"].base)
+    held_out, _ = load_sequences(
+        DataConfig(path=str(toy.EVAL_TOKENS), loss_on="response"),
+        model.tokenizer,
+        model.cfg.d_vocab,
+        model.cfg.n_ctx,
+    )
+    results = {}
+    for name, config in configs.items():
+        print(f"\n{name} adapters: l1_coefficient {config.objective.l1_coefficient}")
+        adapters = train(config, out / name, model)
+        results[name] = measure_faithfulness(model, adapters, batches(held_out, 32), base)
+    summary = {name: result.to_dict() for name, result in results.items()}
+    write_json(out / RESULT, summary)
+    plot_faithfulness(results, out / PICTURE, "Built-in pair: what adapters recover of the fine-tuned target")
+
+    print(f"\nOn {held_out.mask.sum():,} response tokens sampled from the target:\n")
+    print(faithfulness_table(results))
+    places = {f"{name} adapters": out / name / ADAPTERS for name in results}
+    places |= {"picture": out / PICTURE, "figures": out / RESULT}
+    print("\nWritten:", *(f"  {what:16} {place}" for what, place in places.items()), sep="\n")
+    return summary

@@ -1,0 +1,102 @@
+"""`tc-adapters VERB`: picks the verb, runs it, and turns its outcome into an exit code.
+
+    0    done
+    1    failed: a line on standard error says why and what to do
+    2    wrong use: an option, a verb or a configuration is not what it must be
+    130  interrupted
+
+Errors in the program itself keep their traceback. Verbs import torch when they run, never for `--help`.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from tc_adapters_lens import __version__
+from tc_adapters_lens.cli import demo, doctor, evaluate, export, import_, train
+from tc_adapters_lens.cli.output import write_json
+from tc_adapters_lens.cli.parser import Parser
+from tc_adapters_lens.errors import AdapterLensError, ConfigError
+
+PROG = "tc-adapters"
+VERBS = {
+    "demo": demo,
+    "doctor": doctor,
+    "train": train,
+    "evaluate": evaluate,
+    "import": import_,
+    "export": export,
+}
+# What the user can mend; any other OSError is an error of ours.
+MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line.
+
+    Args:
+        argv: the words after `tc-adapters`; None takes them from the process.
+    Returns:
+        The exit code. `--help` and `--version` raise SystemExit(0) instead, as argparse does.
+    """
+    try:
+        run(sys.argv[1:] if argv is None else argv)
+    except AdapterLensError as error:
+        return _say(f"error: {error}", 2 if isinstance(error, ConfigError) else 1)
+    except KeyboardInterrupt as stopped:
+        return _say(str(stopped) or "interrupted", 130)
+    except BrokenPipeError:  # `tc-adapters ... | head`; the second flush, at exit, must not fail as well
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno not in MENDABLE:
+            raise
+        return _say(f"error: {error.filename or 'writing'}: {error.strerror}. Name a place that can be written to.", 1)
+    return 0
+
+
+def run(argv: Sequence[str]) -> None:
+    """Parse, run the verb, and write its result where `--json` says.
+
+    Raises:
+        ConfigError: wrong use.
+        AdapterLensError: the verb failed.
+    """
+    parser, verb_parsers = build_parser()
+    name = next((word for word in argv if not word.startswith("-")), None)
+    if name in verb_parsers:
+        parser.chosen = verb_parsers[name]
+        VERBS[name].add_arguments(verb_parsers[name])
+    args = parser.parse_args(list(argv))
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("tc_adapters_lens").setLevel(logging.INFO)
+    result = VERBS[args.verb].run(args[args.verb])
+    if args[args.verb].get("json"):
+        write_json(args[args.verb].json, result)
+
+
+def build_parser() -> tuple[Parser, dict[str, Parser]]:
+    """The parser of the whole command line, and by verb the parsers whose arguments are still to be added."""
+    parser = Parser(
+        prog=PROG,
+        version=__version__,
+        description="Train, measure and read transcoder adapters for a base model and its fine-tuned target.",
+        epilog=f"example:\n  {PROG} demo --out runs/demo\n\n`{PROG} VERB --help` shows a verb's options.",
+    )
+    verb_parsers = parser.add_verbs({name: module.SUMMARY for name, module in VERBS.items()})
+    for name, verb_parser in verb_parsers.items():
+        verb_parser.epilog = VERBS[name].EXAMPLE
+    return parser, verb_parsers
+
+
+def _say(message: str, code: int) -> int:
+    print(f"{PROG}: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

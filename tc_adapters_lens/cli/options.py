@@ -1,0 +1,85 @@
+"""Options that several verbs share, and what their words mean to torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from tc_adapters_lens.cli.parser import Parser
+from tc_adapters_lens.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = Literal["float32", "bfloat16", "float16"]
+
+
+def add_pair(parser: Parser, *, required: bool = True) -> None:
+    """--base, --target and their revisions."""
+    for role, when in (("base", "before"), ("target", "after")):
+        parser.add_argument(
+            f"--{role}",
+            type=str if required else str | None,
+            required=required,
+            metavar="MODEL",
+            help=f"model {when} fine-tuning: hub id, local directory, or toy:{role}",
+        )
+    for role in ("base", "target"):
+        parser.add_argument(
+            f"--{role}-revision",
+            type=str | None,
+            metavar="REVISION",
+            help=f"branch, tag or commit of the {role} on the hub",
+        )
+
+
+def add_placement(parser: Parser) -> None:
+    """--dtype and --device."""
+    parser.add_argument("--dtype", type=DTYPES, default="float32", help="number type of the weights")
+    parser.add_argument(
+        "--device",
+        type=str | None,
+        metavar="DEVICE",
+        help="cpu, cuda, cuda:1, mps; by default cuda where there is one",
+    )
+
+
+def add_json(parser: Parser) -> None:
+    """--json, where `main` writes what the verb returns."""
+    parser.add_argument("--json", type=str | None, metavar="FILE", help="also write the result there, as JSON")
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The dtype of one of DTYPES."""
+    import torch
+
+    return getattr(torch, name)
+
+
+def torch_device(name: str | None) -> torch.device:
+    """The device of that name; None is the first accelerator there is, else the CPU.
+
+    Raises:
+        ConfigError: no such kind of device, or this machine has none.
+    """
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as unusable:
+        raise ConfigError(f"--device must be one that this machine and this torch have. Got '{name}'.") from unusable
+    return device
+
+
+def log_to_terminal() -> None:
+    """Show what the package logs (what became of the data, resuming) as plain lines on standard error."""
+    import logging
+
+    logger = logging.getLogger("tc_adapters_lens")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)

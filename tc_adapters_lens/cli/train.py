@@ -1,0 +1,81 @@
+"""`tc-adapters train`: adapters for a pair, from a configuration file and overrides."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import docstring_parser
+from jsonargparse import Namespace
+
+from tc_adapters_lens.cli import options
+from tc_adapters_lens.cli.parser import Parser
+
+SUMMARY = "train one adapter per layer for a pair; the same command again resumes an interrupted run"
+EXAMPLE = """\
+examples:
+  tc-adapters train --config configs/toy.yaml --out runs/toy
+  tc-adapters train --config configs/toy.yaml --training.lr 1e-3 --objective.l1_coefficient 3e-3"""
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.usage = "tc-adapters train --config FILE [--out DIR] [--json FILE] [--KEY VALUE ...]"
+    from tc_adapters_lens.training.config import TrainingConfig
+    from tc_adapters_lens.training.schema import key_names
+
+    parser.add_argument(
+        "--config", type=str, required=True, metavar="FILE", help="YAML; configs/ has the published recipes"
+    )
+    parser.add_argument(
+        "--out",
+        type=str | None,
+        metavar="DIR",
+        help="where the run is written; default: runs/NAME for NAME.yaml",
+    )
+    options.add_json(parser)
+    overrides = parser.add_argument_group(
+        "overrides", "Any key of the configuration. What is not given stays as it is in the file."
+    )
+    for key in key_names(TrainingConfig):
+        overrides.add_argument(
+            f"--{key}",
+            type=str,
+            default=argparse.SUPPRESS,
+            metavar="VALUE",
+            help=_meaning(TrainingConfig, key),
+        )
+
+
+def run(args: Namespace) -> dict[str, Any]:
+    from tc_adapters_lens.training.config import TrainingConfig, load_config
+    from tc_adapters_lens.training.schema import key_names
+
+    overrides = [f"{key}={args[key]}" for key in key_names(TrainingConfig) if key in args]
+    out = Path(args.out) if args.out else Path("runs") / Path(args.config).stem
+    config = load_config(args.config, overrides)
+
+    from tc_adapters_lens.training.runner import ADAPTERS, train  # after the checks: torch takes seconds
+    from tc_adapters_lens.training.trainer import StopTraining
+
+    try:
+        adapters = train(config, out)
+    except StopTraining as stopped:
+        raise KeyboardInterrupt(str(stopped)) from None
+    print(f"{adapters.n_layers} adapters of {adapters.n_features} features written to {out / ADAPTERS}")
+    return {
+        "adapters": str(out / ADAPTERS),
+        "n_layers": adapters.n_layers,
+        "n_features": adapters.n_features,
+        "measured": adapters.info.measured,
+        "config": config.to_dict(),
+    }
+
+
+def _meaning(config: type, key: str) -> str:
+    """What a dotted key means, from the docstrings of the nested dataclasses."""
+    name, _, rest = key.partition(".")
+    if rest:
+        return _meaning(get_type_hints(config)[name], rest)
+    documented = docstring_parser.parse(config.__doc__ or "").params
+    return next((param.description or "" for param in documented if param.arg_name == name), "")
