@@ -189,8 +189,8 @@ def sample(
     for start in tqdm(range(0, len(order), GENERATE_BATCH), desc=name, mininterval=10):
         batch = order[start : start + GENERATE_BATCH]
         prompts = [f"{BOS}{USER}{problems[i].question}{ASSISTANT}" for i in batch]
-        inputs = tokenizer(prompts, padding=True, return_tensors="pt", return_token_type_ids=False)
-        output = model.generate(**inputs, generation_config=picked)
+        inputs = tokenizer(prompts, padding=True, return_tensors="pt")
+        output = model.generate(inputs.input_ids, attention_mask=inputs.attention_mask, generation_config=picked)
         for i, row in zip(batch, output[:, inputs.input_ids.shape[1] :].tolist(), strict=True):
             end = row.index(EOS_ID) + 1 if EOS_ID in row else len(row)
             responses[i] = row[:end]

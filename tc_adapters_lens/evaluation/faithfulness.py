@@ -137,7 +137,7 @@ def measure_faithfulness(
                 finals[f"replacement_to_target {cutoff}"] = model.run_layers(ours[cutoff], cutoff)[-1]
             with model.adapters(adapters):
                 finals[f"target_to_replacement {cutoff}"] = model.run_layers(target[cutoff], cutoff)[-1]
-        logits = {name: (model, resid) for name, resid in finals.items()}
+        logits: dict[str, tuple[HookedTransformer, Tensor]] = {name: (model, resid) for name, resid in finals.items()}
         if base is not None:
             logits["base"] = (base, base(tokens, stop_at_layer=base.cfg.n_layers))
         _add_agreement(streams, model, target[-1], logits, mask)

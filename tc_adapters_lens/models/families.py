@@ -108,7 +108,7 @@ def hooked_config(config: PretrainedConfig, dtype: torch.dtype, device: str) -> 
 
 
 def weight_shapes(config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
-    """HF tensor name -> shape of every weight a config asks for; a tied unembedding is not listed. Allocates nothing."""
+    """HF tensor name -> shape of every weight that a config asks for, but a tied unembedding. Allocates nothing."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return {name: tuple(param.shape) for name, param in model.named_parameters()}

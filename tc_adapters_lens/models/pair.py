@@ -77,8 +77,7 @@ def load_opened_pair(
     weights = family.convert(_hf_model(target, dtype), model.cfg)
     for layer in range(n_layers):
         for param, name in family.mlp_names(layer).items():
-            # From a file: a copy of its own, for what is mapped changes when the file is written again.
-            tensor = base.tensor(name).to(dtype, copy=base.model is None)
+            tensor = base.tensor(name)
             weights[f"blocks.{layer}.mlp.base.{param}"] = tensor.T if tensor.ndim == 2 else tensor
     _assign(model, weights)
     return model
@@ -109,6 +108,7 @@ def _hf_model(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
     """The model as an HF module, for TransformerLens' converter to read from."""
     if checkpoint.model is not None:
         return checkpoint.model
+    assert checkpoint.directory is not None
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:

@@ -53,7 +53,7 @@ class WeightChange:
         """Relative change of one kind (None: of all) in the given layers (none given: everywhere).
 
         Returns:
-            Dimensionless; None where there are no such weights, or the base's are all zero.
+            Dimensionless; None where there are no such weights, the base's are all zero, or any is not finite.
         """
         found = [
             both
@@ -61,14 +61,14 @@ class WeightChange:
             if kind in (None, its_kind) and (not layers or layer in layers)
         ]
         change, size = (sum(values) for values in zip(*found, strict=True)) if found else (0.0, 0.0)
-        return math.sqrt(change / size) if size > 0 else None
+        return math.sqrt(change / size) if size > 0 and math.isfinite(change / size) else None
 
     @property
     def mlp_share(self) -> float | None:
-        """Part of the whole squared change that the MLPs hold, 0..1; None where nothing changed."""
+        """Part of the squared change that the MLPs hold, 0..1; None if nothing changed or not all is finite."""
         whole = sum(change for change, _ in self.squares.values())
         in_mlps = sum(change for (kind, _), (change, _) in self.squares.items() if kind == MLP)
-        return in_mlps / whole if whole > 0 else None
+        return in_mlps / whole if whole > 0 and math.isfinite(whole) else None
 
     @property
     def kinds(self) -> list[str]:

@@ -29,7 +29,7 @@ and 2 B T n_features e in the adapter), and five float32 tensors of [chunk, d_vo
 an upper bound: gradients come while activations go.
 
 Checked against the peak of live tensors over two training steps at the worst cutoff (tests/training/test_memory.py,
-tiny pairs of four families, float32 and bfloat16): MEASURED.
+tiny pairs of five families, float32 and bfloat16): 1 % to 17 % above it.
 """
 
 from __future__ import annotations

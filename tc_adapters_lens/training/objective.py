@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -147,7 +147,7 @@ def replacement(
 
         return add
 
-    hooks = [(hook_in(layer), read) for layer in range(len(adapters))]
+    hooks: list[Any] = [(hook_in(layer), read) for layer in range(len(adapters))]
     hooks += [(hook_delta(layer), write(weights)) for layer, weights in enumerate(adapters)]
     with model.mode("base"), model.hooks(fwd_hooks=hooks):
         yield features

@@ -19,7 +19,6 @@ import secrets
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +61,7 @@ class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
     """
 
     sae: JointTranscoder
+    model: HookedDiffTransformer
 
     def __init__(
         self,
@@ -236,7 +236,7 @@ class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
         stock = self.cfg.to_sae_trainer_config()
         return AdapterTrainer(
             cfg=AdapterTrainerConfig(
-                **asdict(stock) | {"logger": stock.logger},
+                **vars(stock),
                 n_steps=self.plan.n_steps,
                 seed=self.config.seed,
                 log_every=self.config.logger.wandb_log_frequency,

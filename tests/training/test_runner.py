@@ -148,9 +148,10 @@ def test_sigterm_saves_and_the_rest_of_the_run_is_bit_identical(pair_dirs, finis
     out, config = tmp_path / "run", make_config(pair_dirs)
     runner = AdapterTrainingRunner(config, out)
     runner._write_metrics = _StopAt(runner, step)  # type: ignore[method-assign]
+    handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(StopTraining, match=f"Stopped at step {step} of"):
         runner.run()
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is handler
     assert not (out / "adapters").exists()
     assert_same_bits(train(config, out), finished[1])
     assert rows(out)[-1]["losses/kl"] == rows(finished[0])[-1]["losses/kl"]
