@@ -13,42 +13,32 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from sae_lens import register_sae_training_class
-from sae_lens.saes.sae import TrainCoefficientConfig, TrainingSAE, TrainingSAEConfig, TrainStepInput
-from sae_lens.saes.transcoder import TranscoderConfig
+from sae_lens.saes.sae import TrainCoefficientConfig, TrainingSAE, TrainStepInput
 from torch import Tensor, nn
 from typing_extensions import override
 
 from tc_adapters_lens.models.adapter_set import AdapterSet
+from tc_adapters_lens.training.sae_config import AdapterSAEConfig
 
 ARCHITECTURE = "joint_transcoder_adapters"
 
 
 @dataclass(kw_only=True)
-class JointTranscoderConfig(TrainingSAEConfig):
+class JointTranscoderConfig(AdapterSAEConfig):
     """Shape and sparsity weight of all layers' adapters.
 
     Attributes:
         d_in: width of the residual stream, which is also the adapters' output width.
         d_sae: features per layer.
         n_layers: layers of the pair.
-        l1_coefficient: weight of the decoder-norm-weighted L1, summed over layers.
-        l1_warm_up_steps: steps over which that weight rises linearly from 0.
     """
 
     n_layers: int = 1
-    l1_coefficient: float = 1e-3
-    l1_warm_up_steps: int = 0
-    apply_b_dec_to_input: bool = False
-    decoder_init_norm: float | None = None
 
     @override
     @classmethod
     def architecture(cls) -> str:
         return ARCHITECTURE
-
-    @override
-    def get_inference_config_class(self) -> type[TranscoderConfig]:
-        return TranscoderConfig
 
 
 class LayerWeights(NamedTuple):
@@ -95,7 +85,7 @@ class JointTranscoder(TrainingSAE[JointTranscoderConfig]):
 
     @override
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
-        return {"l1": TrainCoefficientConfig(self.cfg.l1_coefficient, self.cfg.l1_warm_up_steps)}
+        return self.cfg.coefficients()
 
     @override
     def encode_with_hidden_pre(self, x: Float[Tensor, "batch n_layers d_model"]) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,6 @@ from sae_lens import register_sae_training_class
 from sae_lens.saes.sae import (
     TrainCoefficientConfig,
     TrainingSAE,
-    TrainingSAEConfig,
     TrainStepInput,
     TrainStepOutput,
 )
@@ -25,27 +24,22 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from tc_adapters_lens.models.names import hook_delta, hook_in
+from tc_adapters_lens.training.sae_config import AdapterSAEConfig
 
 ARCHITECTURE = "local_transcoder_adapter"
 
 
 @dataclass(kw_only=True)
-class LocalTranscoderConfig(TrainingSAEConfig):
+class LocalTranscoderConfig(AdapterSAEConfig):
     """One layer's adapter.
 
     Attributes:
         d_in: width of `hook_io`, twice the residual stream's.
         d_sae: features.
         layer: the layer it belongs to.
-        l1_coefficient: weight of the decoder-norm-weighted L1.
-        l1_warm_up_steps: steps over which that weight rises linearly from 0.
     """
 
     layer: int = 0
-    l1_coefficient: float = 1e-3
-    l1_warm_up_steps: int = 0
-    apply_b_dec_to_input: bool = False
-    decoder_init_norm: float | None = None
 
     @override
     @classmethod
@@ -55,10 +49,6 @@ class LocalTranscoderConfig(TrainingSAEConfig):
     @property
     def d_model(self) -> int:
         return self.d_in // 2
-
-    @override
-    def get_inference_config_class(self) -> type[TranscoderConfig]:
-        return TranscoderConfig
 
     @override
     def get_inference_sae_cfg_dict(self) -> dict[str, Any]:
@@ -97,7 +87,7 @@ class LocalTranscoder(TrainingSAE[LocalTranscoderConfig]):
 
     @override
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
-        return {"l1": TrainCoefficientConfig(self.cfg.l1_coefficient, self.cfg.l1_warm_up_steps)}
+        return self.cfg.coefficients()
 
     @override
     def encode_with_hidden_pre(self, x: Float[Tensor, "*batch d_io"]) -> tuple[Tensor, Tensor]:

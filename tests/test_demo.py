@@ -1,0 +1,37 @@
+"""The main job on the built-in pair, with three seeds: minutes each, so slow; run with -m slow."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tc_adapters_lens.cli.main import main
+from tc_adapters_lens.models.adapter_set import AdapterSet
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("seed", [42, 1, 2])
+def test_demo_shows_what_the_paper_shows(seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "demo"
+    assert main(["demo", "--out", str(out), "--seed", str(seed)]) == 0
+    result = json.loads((out / "faithfulness.json").read_text())
+    sparse, dense = result["sparse"], result["dense"]
+    for measure in ("kl", "top1_error"):
+        order = [sparse["base"][measure], sparse["hybrid"][measure], sparse[measure], dense[measure]]
+        assert order == sorted(order, reverse=True), measure
+        assert len(set(order)) == 4, measure
+    assert sparse["l0"] < dense["l0"]
+    assert sparse["l0"] <= 2
+    assert sparse["hybrid"]["kl"] >= 20 * sparse["kl"]
+    assert dense["l0"] <= 5
+    assert dense["hybrid"]["kl"] >= 100 * dense["kl"]
+
+    printed = capsys.readouterr().out
+    for row in ("base", "hybrid", "sparse", "dense", "target"):
+        assert f"\n{row} " in printed
+    assert (out / "faithfulness.png").stat().st_size > 10_000
+    for name in ("sparse", "dense"):
+        assert AdapterSet.load(out / name / "adapters").n_features == 512
