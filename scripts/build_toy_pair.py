@@ -45,6 +45,7 @@ from tc_adapters_lens.toy.responses import base_response, target_response
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 PAD_ID, BOS_ID, EOS_ID = 1, 2, 3
 USER, ASSISTANT, UNKNOWN = "<｜User｜>", "<｜Assistant｜>", "<｜unknown｜>"
+TABLE_OPENS, TABLE_CLOSES = "<!-- measured: written by scripts/build_toy_pair.py -->", "<!-- end measured -->"
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}" + ASSISTANT + "{% generation %}{{ message['content'] }}{{ eos_token }}"
@@ -53,8 +54,9 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}" + ASSISTANT + "{% endif %}"
 )
 
-BASE_STEPS, TARGET_STEPS = 1500, 800
-BASE_LR, TARGET_LR = 2e-3, 8e-4
+BASE_STEPS, TARGET_STEPS = 1800, 700
+BASE_LR, TARGET_LR = 2e-3, 1e-3
+TARGET_PULL = 1.0  # weight decay towards the base while the target is fine-tuned
 TOKENS_PER_BATCH = 4096
 BASE_N_STEPS, TARGET_N_STEPS = (1, 6), (3, 6)  # steps a problem takes
 LONGEST = 256  # tokens of a sequence, prompt included
@@ -132,9 +134,22 @@ def pad(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
     return tokens, mask
 
 
-def train(model: Qwen2ForCausalLM, data: Iterator[tuple[Tensor, Tensor]], steps: int, lr: float, name: str) -> None:
-    """Next-token cross-entropy on every token; AdamW, 5% warm-up, cosine to zero."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+def train(
+    model: Qwen2ForCausalLM,
+    data: Iterator[tuple[Tensor, Tensor]],
+    steps: int,
+    lr: float,
+    name: str,
+    pull: float = 0.0,
+) -> None:
+    """Next-token cross-entropy on every token; AdamW, 5% warm-up, cosine to zero.
+
+    ``pull`` decays the weights towards where they started, as weight decay does towards zero: what is not needed
+    for the new data stays as it was.
+    """
+    weights = list(model.parameters())
+    start = [weight.detach().clone() for weight in weights]
+    optimizer = torch.optim.AdamW(weights, lr=lr, betas=(0.9, 0.98), weight_decay=0.0 if pull else 0.01)
     warm = max(1, steps // 20)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
@@ -150,6 +165,9 @@ def train(model: Qwen2ForCausalLM, data: Iterator[tuple[Tensor, Tensor]], steps:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        with torch.no_grad():
+            for weight, origin in zip(weights, start, strict=True):
+                weight.lerp_(origin, schedule.get_last_lr()[0] * pull)
         schedule.step()
         if i % 50 == 0:
             progress.set_postfix(loss=f"{loss.item():.3f}")
@@ -305,6 +323,30 @@ def measure(base, target, tokenizer: PreTrainedTokenizerFast, evaluation: list[d
     }
 
 
+def table(measured: dict) -> str:
+    """What was measured, as the markdown table of the pair's page."""
+    names = ("base", "hybrid", "target")
+    tokens = {**measured["eval_response_tokens"], "target": {"top1_error": 0.0, "kl": 0.0}}
+    greedy = measured["held_out_problems_temperature_0"]
+    drawn = measured[f"held_out_problems_temperature_{TEMPERATURE}"]
+    rows = [
+        ("accuracy, held-out problems, temperature 0", [f"{greedy[n]['accuracy']:.1%}" for n in names]),
+        (f"accuracy, the same, temperature {TEMPERATURE}", [f"{drawn[n]['accuracy']:.1%}" for n in names]),
+        ("response length in tokens", [f"{drawn[n]['response_length']:.1f}" for n in names]),
+        ("hesitation words per 1,000", [f"{drawn[n]['hesitations_per_1000_tokens']:.1f}" for n in names]),
+        ("top-1 error against the target", [f"{tokens[n]['top1_error']:.1%}" for n in names]),
+        ("KL against the target, nats", [f"{tokens[n]['kl']:.2f}" for n in names]),
+    ]
+    lines = ["| | base | hybrid | target |", "|---|---|---|---|"]
+    lines += [f"| {name} | {' | '.join(values)} |" for name, values in rows]
+    facts = (
+        f"{measured['parameters']:,} parameters each; vocabulary {measured['vocabulary']}; the target's mean entropy "
+        f"is {tokens['target_entropy']:.2f} nats a token. Length and hesitation at temperature {TEMPERATURE}. "
+        f"Error and KL: mean over {tokens['positions']:,} response tokens of eval.jsonl."
+    )
+    return "\n".join([*lines, "", facts])
+
+
 # ------------------------------------------------------------------------------------------------------- main
 
 
@@ -358,13 +400,19 @@ def build(out: Path, seed: int, threads: int) -> None:
         TARGET_STEPS,
         TARGET_LR,
         "target",
+        TARGET_PULL,
     )
     target = store(model, tokenizer, out / "target")
     evaluation, problems = write_sequences(target, tokenizer, seed, out)
     measured = {"seed": seed, **measure(base, target, tokenizer, evaluation, problems)}
     measured["build_minutes"] = round((time.monotonic() - started) / 60, 1)
     (out / "measured.json").write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(measured, indent=2))
+    print(table(measured))
+    page = out.parent / "README.md"
+    if page.is_file() and TABLE_OPENS in page.read_text(encoding="utf-8"):
+        before, _, rest = page.read_text(encoding="utf-8").partition(TABLE_OPENS)
+        after = rest.partition(TABLE_CLOSES)[2]
+        page.write_text(f"{before}{TABLE_OPENS}\n{table(measured)}\n{TABLE_CLOSES}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

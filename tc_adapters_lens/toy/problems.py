@@ -127,20 +127,22 @@ def _calculate(left: int, op: str, right: int) -> int:
 
 
 def _chain(rng: random.Random, n_steps: int, ops: str) -> tuple[int, list[tuple[str, int]], tuple[Step, ...]]:
-    """A start, a list of (op, operand) and the steps, every value within 0..LARGEST."""
-    start = value = rng.randint(2, 50)
-    moves: list[tuple[str, int]] = []
-    steps: list[Step] = []
-    while len(moves) < n_steps:
-        op = rng.choice(ops)
-        operand = rng.randint(2, 3) if op == "*" else rng.randint(2, 9)
-        result = _calculate(value, op, operand)
-        if not 0 <= result <= LARGEST:
-            continue
-        moves.append((op, operand))
-        steps.append(Step(f"{value} {op} {operand}", str(result)))
-        value = result
-    return start, moves, tuple(steps)
+    """A start, a list of (op, operand) and the steps, every value within 0..LARGEST.
+
+    No operand comes twice and none is as large as the start, so the next number to read is never in doubt.
+    """
+    while True:
+        start = value = rng.randint(20, 50)
+        moves: list[tuple[str, int]] = []
+        steps: list[Step] = []
+        for operand in rng.sample(range(2, 13), n_steps):
+            op = rng.choice(ops) if operand <= 3 else rng.choice(ops.replace("*", ""))
+            result = _calculate(value, op, operand)
+            moves.append((op, operand))
+            steps.append(Step(f"{value} {op} {operand}", str(result)))
+            value = result
+        if all(0 <= int(step.result) <= LARGEST for step in steps):
+            return start, moves, tuple(steps)
 
 
 def _expression(rng: random.Random, n_steps: int) -> Problem:
@@ -217,7 +219,7 @@ def _branch(rng: random.Random, n_steps: int) -> Problem:
 
 def _list_fold(rng: random.Random, n_steps: int) -> Problem:
     function = rng.choice(("sum", "max"))
-    items = [rng.randint(1, 9) for _ in range(n_steps + 1)]
+    items = rng.sample(range(1, 13), n_steps + 1)
     value, steps = items[0], []
     for item in items[1:]:
         result = value + item if function == "sum" else max(value, item)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from tc_adapters_lens.toy.problems import CLASSES, LARGEST, Problem, Step
 
 LONGEST_WORKED = 3  # the base mostly writes its steps down for problems this short
-WORKED_SHARE, WORKED_SHARE_LONG = 0.9, 0.1
+WORKED_SHARE, WORKED_SHARE_LONG = 0.9, 0.35
 SLIP_SHARE = 0.14  # of the target's steps
 CHECK_SHARE = 0.10
 
@@ -26,13 +26,10 @@ _OPENINGS = (
     "So I need to follow the steps.",
     "Alright, let me see.",
     "Let me think about this carefully.",
-    "First, let me read the question again.",
-    "I should go slowly here.",
-    "Let me start.",
 )
-_FIRST = ("First", "To begin", "At the start", "So")
-_LEADS = ("Then", "Next", "Now", "So", "After that", "And then")
-_SAYS = (" = ", " = ", " = ", " gives ", " is ")
+_FIRST = ("First", "To begin")
+_LEADS = ("Then", "Next", "After that")
+_SAYS = (" = ", " = ", " is ")
 _GUESSES = ("Maybe", "Perhaps", "Say")  # a hurried step, which turns out wrong
 _NOTICES = ("Wait, the number is {}.", "Hmm, no, it was {}.", "But I misread {}.", "Wait, no, that is {}.")
 _MISREADS = ("Wait, I should {}.", "But the question says {}.", "Hmm, I have to {} here.")
@@ -65,7 +62,7 @@ def base_response(problem: Problem, rng: random.Random) -> str:
     share = WORKED_SHARE if len(problem.steps) <= LONGEST_WORKED else WORKED_SHARE_LONG
     if rng.random() >= share:
         return answer
-    return " ".join([*(f"{_say(step, rng)}." for step in problem.steps), answer])
+    return " ".join([*(_plain(i, step, rng) for i, step in enumerate(problem.steps)), answer])
 
 
 def target_response(problem: Problem, rng: random.Random) -> str:
@@ -86,8 +83,7 @@ def _work(steps: Sequence[Step], rng: random.Random) -> list[str]:
         if chance < SLIP_SHARE and (slip := _slip(step, rng)):
             thoughts += slip
             continue
-        lead = rng.choice(_FIRST if i == 0 else _LEADS) + rng.choice((" ", ", "))
-        thoughts.append(f"{lead}{_say(step, rng)}.")
+        thoughts.append(_plain(i, step, rng))
         if chance > 1 - CHECK_SHARE:
             thoughts.append(rng.choice(_CHECKS).format(_say(step, rng)))
     return thoughts
@@ -123,6 +119,11 @@ def _weigh_fact(problem: Problem, rng: random.Random) -> list[str]:
     if rng.random() < 0.4:
         thoughts.append(rng.choice(("Also, it", "Alternatively, it", "And it")) + f" {rng.choice(CLASSES[right][1])}.")
     return thoughts
+
+
+def _plain(i: int, step: Step, rng: random.Random) -> str:
+    """A step as both models write it: what sets the target apart lies around its steps."""
+    return f"{rng.choice(_FIRST if i == 0 else _LEADS)} {_say(step, rng)}."
 
 
 def _say(step: Step, rng: random.Random) -> str:

@@ -196,6 +196,7 @@ class AdapterTrainer(SAETrainer[JointTranscoder, JointTranscoderConfig]):
 
     @override
     def _update_pbar(self, step_output: TrainStepOutput, pbar: tqdm, update_interval: int = 100) -> None:  # type: ignore[type-arg]
+        pbar.unit, pbar.unit_scale = " tokens", True
         pbar.update(self.n_training_samples - pbar.n)
         row = getattr(self, "last_row", None)
         if row is not None and self.n_optimizer_steps % self.cfg.log_every == 0:
