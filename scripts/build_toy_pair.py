@@ -218,16 +218,11 @@ def sample(
 def write_sequences(
     target: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, out: Path
 ) -> tuple[list[dict], list[Problem]]:
-    """Write train.parquet, eval.jsonl and problems.jsonl; give back the last two.
+    """Write eval.jsonl, problems.jsonl and train.parquet; give back the first two.
 
-    Training sequences are written as the target was taught to; evaluation sequences are sampled from it, on
-    held-out problems none of which is in problems.jsonl.
+    All sequences are sampled from the target: for training on the training side's problems, for evaluation on
+    held-out ones, none of which is in problems.jsonl.
     """
-    rng = random.Random(seed + 2)
-    problems = itertools.islice(generate(seed + 2, held_out=False, n_steps=TARGET_N_STEPS), N_TRAIN)
-    rows = [{"messages": chat(p, target_response(p, rng)), "domain": p.domain} for p in problems]
-    Dataset.from_list(rows).to_parquet(out / "train.parquet")
-
     held_out = list(dict.fromkeys(itertools.islice(generate(seed + 3, held_out=True), N_EVAL + N_PROBLEMS + 100)))
     for_eval, kept = held_out[:N_EVAL], held_out[N_EVAL : N_EVAL + N_PROBLEMS]
     responses = sample(target, tokenizer, for_eval, TEMPERATURE, "eval.jsonl")
@@ -241,7 +236,21 @@ def write_sequences(
         out / "problems.jsonl",
         [{k: getattr(p, k) for k in ("question", "answer", "domain", "kind")} for p in kept],
     )
+    write_train(target, tokenizer, seed, out)
     return evaluation, kept
+
+
+def write_train(target: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, out: Path) -> None:
+    """Write train.parquet: chats sampled from the target; a response cut off before its end is left out."""
+    torch.manual_seed(seed + 4)
+    problems = list(itertools.islice(generate(seed + 2, held_out=False, n_steps=TARGET_N_STEPS), N_TRAIN))
+    texts = tokenizer.batch_decode(sample(target, tokenizer, problems, TEMPERATURE, "train.parquet"))
+    rows = [
+        {"messages": chat(problem, text.removesuffix(EOS)), "domain": problem.domain}
+        for problem, text in zip(problems, texts, strict=True)
+        if text.endswith(EOS)
+    ]
+    Dataset.from_list(rows).to_parquet(out / "train.parquet")
 
 
 def write_lines(path: Path, rows: list[dict]) -> None:

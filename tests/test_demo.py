@@ -34,4 +34,4 @@ def test_demo_shows_what_the_paper_shows(seed: int, tmp_path: Path, capsys: pyte
         assert f"\n{row} " in printed
     assert (out / "faithfulness.png").stat().st_size > 10_000
     for name in ("sparse", "dense"):
-        assert AdapterSet.load(out / name / "adapters").n_features == 512
+        assert AdapterSet.load(out / name / "adapters").n_features == 1024

@@ -15,7 +15,11 @@ from tc_adapters_lens.cli.parser import Parser
 SUMMARY = "train adapters for the built-in pair at two sparsity weights and show how faithful they are"
 EXAMPLE = "example:\n  tc-adapters demo --out runs/demo"
 
-L1_COEFFICIENTS = {"sparse": 3e-3, "dense": 3e-4}
+# The dense adapters start from the sparse ones, which saves half of their training.
+RECIPES: dict[str, dict[str, float | int]] = {
+    "sparse": {},
+    "dense": {"objective.l1_coefficient": 0.001, "training.lr": 4e-3, "training.training_tokens": 400_000},
+}
 PICTURE, RESULT = "faithfulness.png", "faithfulness.json"
 
 
@@ -36,11 +40,11 @@ def run(args: Namespace) -> dict[str, Any]:
     from tc_adapters_lens.training.data import load_sequences
     from tc_adapters_lens.training.runner import ADAPTERS, load_run_pair, train
 
-    options.log_to_terminal()
     out = Path(args.out)
+    starts = {"sparse": None, "dense": str(out / "sparse" / ADAPTERS)}
     configs = {
-        name: load_config("toy", {"seed": args.seed, "objective.l1_coefficient": l1})
-        for name, l1 in L1_COEFFICIENTS.items()
+        name: load_config("toy", {"seed": args.seed, "warm_start": starts[name], **recipe})
+        for name, recipe in RECIPES.items()
     }
     model = load_run_pair(configs["sparse"])
     base = load_base(configs["sparse"].base)

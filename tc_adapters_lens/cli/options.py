@@ -71,15 +71,3 @@ def torch_device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as unusable:
         raise ConfigError(f"--device must be one that this machine and this torch have. Got '{name}'.") from unusable
     return device
-
-
-def log_to_terminal() -> None:
-    """Show what the package logs (what became of the data, resuming) as plain lines on standard error."""
-    import logging
-
-    logger = logging.getLogger("tc_adapters_lens")
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)

@@ -71,19 +71,21 @@ class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
         sequences: TokenSequences | None = None,
     ) -> None:
         self.config, self.out = config, Path(out)
-        self._claim_directory()
+        self._check_directory()
         self.model = model or load_run_pair(config)
         if self.model.acts_to_saes:
             attached = ", ".join(self.model.acts_to_saes)
             raise ConfigError(f"The pair must have nothing attached for training. Got SAEs at {attached}.")
+        report: dict[str, Any] = {}
         if sequences is None:
-            sequences, report = load_sequences(
+            sequences, loaded = load_sequences(
                 config.data, self.model.tokenizer, self.model.cfg.d_vocab, self.model.cfg.n_ctx
             )
-            self._claim_data(report.to_dict(), sequences)
+            report = loaded.to_dict()
         optim = config.training
         self.plan = BatchPlan(sequences, optim.batch_size_prompts, optim.training_tokens, config.seed)
         self.sae = self._make_adapters()
+        self._claim_directory(report)
         self.cfg = self._saelens_config()
         logger.info(
             "%d steps of %d sequences, %d tokens",
@@ -92,8 +94,8 @@ class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
             self.plan.n_tokens,
         )
 
-    def _claim_directory(self) -> None:
-        """Write config.yaml, or check that what is there is this very run."""
+    def _check_directory(self) -> None:
+        """The directory is new, empty, or holds this very run."""
         path = self.out / CONFIG_FILE
         if path.exists():
             before = _flat(TrainingConfig.from_yaml(path.read_text(encoding="utf-8")).to_dict())
@@ -104,26 +106,32 @@ class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
                     f"{self.out} holds a run with another configuration: {key} is {old!r} there. Got {new!r}. "
                     "Name another --out, or delete the directory."
                 )
-            return
-        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+        elif self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise ConfigError(f"{self.out} is not a run and not empty. Name another --out.")
-        self.out.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path, error=ConfigError) as file:
-            file.write_text(self.config.to_yaml(), encoding="utf-8")
 
-    def _claim_data(self, report: dict[str, Any], sequences: TokenSequences) -> None:
-        """Write data.json, or check that a resumed run still sees the data it began with."""
-        path, fingerprint = self.out / DATA_FILE, sequences.fingerprint()
-        if path.exists():
-            before = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
-            if before != fingerprint:
-                raise DataError(
-                    f"A run must be resumed on the same data. Got {self.config.data.path} with {fingerprint[:19]}, "
-                    f"begun with {before[:19]}. Restore the data, or name another --out."
-                )
+    def _claim_directory(self, report: dict[str, Any]) -> None:
+        """Once everything is loaded: write config.yaml and data.json, or check that a resumed run still sees the
+        models and the data it began with."""
+        if not (self.out / CONFIG_FILE).exists():
+            with atomic_file(self.out / CONFIG_FILE, error=ConfigError) as file:
+                file.write_text(self.config.to_yaml(), encoding="utf-8")
+        now = {
+            f"data ({self.config.data.path})": self.plan.sequences.fingerprint(),
+            f"base ({self.config.base})": self.model.pair.base_fingerprint,
+            f"target ({self.config.target})": self.model.pair.target_fingerprint,
+        }
+        path = self.out / DATA_FILE
+        if not path.exists():
+            with atomic_file(path, error=DataError) as file:
+                file.write_text(json.dumps({"fingerprints": now, **report}, indent=2) + "\n")
             return
-        with atomic_file(path, error=DataError) as file:
-            file.write_text(json.dumps({"fingerprint": fingerprint, **report}, indent=2) + "\n")
+        before = json.loads(path.read_text(encoding="utf-8"))["fingerprints"]
+        for what, fingerprint in now.items():
+            if before[what] != fingerprint:
+                raise DataError(
+                    f"A run must be resumed on the same {what}. Got {fingerprint[:19]}, begun with "
+                    f"{before[what][:19]}. Restore it, or name another --out."
+                )
 
     def _make_adapters(self) -> JointTranscoder:
         cfg, model = self.config, self.model.cfg

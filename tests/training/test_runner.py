@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from tc_adapters_lens.models.pair import load_pair
 from tc_adapters_lens.training.config import TrainingConfig
 from tc_adapters_lens.training.runner import AdapterTrainingRunner, newest_checkpoint, train
 from tc_adapters_lens.training.trainer import StopTraining
-from tests.tiny import D_VOCAB, N_LAYERS, save, tiny_pair, word_tokenizer
+from tests.tiny import D_VOCAB, N_LAYERS, nudged, save, tiny_pair, word_tokenizer
 
 N_FEATURES = 16
 
@@ -212,7 +213,7 @@ def test_other_data_on_resume_is_refused(pair_dirs, tmp_path) -> None:
     copy.write_text(data.read_text())
     config = interrupted_run((base, target, copy), tmp_path / "run")
     copy.write_text("\n".join(reversed(data.read_text().splitlines())))
-    with pytest.raises(DataError, match="same data"):
+    with pytest.raises(DataError, match=r"same data \("):
         train(config, tmp_path / "run")
 
 
@@ -281,3 +282,18 @@ def test_wandb_offline_logs_stock_keys(pair_dirs, tmp_path, monkeypatch) -> None
     assert {"losses/overall_loss", "metrics/l0", "sparsity/dead_features"} <= set(seen)
     assert {"details/current_learning_rate", "plots/feature_density_line_chart"} <= set(seen)
     assert list((tmp_path / "run" / "wandb").iterdir())
+
+
+def test_a_run_that_cannot_begin_leaves_no_directory(pair_dirs, tmp_path) -> None:
+    with pytest.raises(DataError):
+        train(make_config(pair_dirs, data={"path": str(tmp_path / "absent.jsonl")}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_weights_on_resume_are_refused(pair_dirs, tmp_path) -> None:
+    base, target, data = pair_dirs
+    shutil.copytree(target, tmp_path / "target")
+    config = interrupted_run((base, tmp_path / "target", data), tmp_path / "run")
+    save(nudged(tiny_pair()[1], 0.01, seed=5), tmp_path / "target")
+    with pytest.raises(DataError, match="same target"):
+        train(config, tmp_path / "run")
