@@ -330,7 +330,7 @@ def find_config(path: str | Path) -> Path:
     """The file itself, or that of a recipe of this name that comes with the package."""
     path = Path(path).expanduser()
     here = Path(__file__).resolve()
-    if not path.exists() and len(path.parts) == 1:
+    if not path.is_file() and len(path.parts) == 1:
         for directory in (here.parents[1] / "configs", here.parents[2] / "configs"):  # installed, checkout
             if (recipe := directory / f"{path.name.removesuffix('.yaml')}.yaml").is_file():
                 return recipe

@@ -125,12 +125,17 @@ class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
             with atomic_file(path, error=DataError) as file:
                 file.write_text(json.dumps({"fingerprints": now, **report}, indent=2) + "\n")
             return
-        before = json.loads(path.read_text(encoding="utf-8"))["fingerprints"]
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))["fingerprints"]
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(
+                f"{path} must say what the run began with, and cannot be read. Name another --out."
+            ) from error
         for what, fingerprint in now.items():
-            if before[what] != fingerprint:
+            if before.get(what) != fingerprint:
                 raise DataError(
                     f"A run must be resumed on the same {what}. Got {fingerprint[:19]}, begun with "
-                    f"{before[what][:19]}. Restore it, or name another --out."
+                    f"{str(before.get(what))[:19]}. Restore it, or name another --out."
                 )
 
     def _make_adapters(self) -> JointTranscoder:

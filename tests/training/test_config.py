@@ -283,3 +283,10 @@ def test_command_line_through_jsonargparse(tmp_path: Path):
     config = load_config(minimal_file(tmp_path), given.as_dict())
     assert (config.training.lr, config.data.packing) == (1e-3, True)
     assert "peak learning rate" in parser.format_help()
+
+
+def test_a_shipped_recipe_is_found_by_name_wherever_one_is(tmp_path, monkeypatch) -> None:
+    (tmp_path / "toy").mkdir()  # a directory of that name is not a configuration
+    monkeypatch.chdir(tmp_path)
+    assert load_config("toy").base == "toy:base"
+    assert load_config("r1-distill-qwen-7b.yaml").target == "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"
