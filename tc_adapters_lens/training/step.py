@@ -126,8 +126,7 @@ def training_step(
         with record_function("replacement pass"):
             errors = [squared_error(layer.resid, h, counted) for layer, h in zip(passed, target[1:], strict=True)]
             nmse = torch.stack(errors) / energies
-            norms = [torch.linalg.vector_norm(w.W_dec, dim=-1, dtype=zero.dtype) for w in adapters]
-            l1 = torch.stack([p.totals @ norm for p, norm in zip(passed, norms, strict=True)]).sum() / n_positions
+            l1 = torch.stack([layer.l1 for layer in passed]).sum() / n_positions
             at_an_end = config.bridging_weight > 0 and cutoff in (0, n_layers)
             kl_weight = weights.kl + (weights.bridging if at_an_end else 0)
             loss = kl_weight * kl + weights.nmse * nmse.sum() + weights.l1 * l1
@@ -147,10 +146,13 @@ def training_step(
 
 
 class _Layer(NamedTuple):
-    """A layer that was run: the residual stream after it, and in the replacement model what its adapter did."""
+    """A layer that was run: the residual stream after it, and in the replacement model what its adapter did.
+
+    l1: decoder-norm-weighted L1, summed over positions that count.
+    """
 
     resid: Float[Tensor, "batch pos d_model"]
-    totals: Float[Tensor, " n_features"]
+    l1: Float[Tensor, ""]
     counts: Int[Tensor, " n_features"]
 
 
@@ -176,8 +178,8 @@ class _Runner:
     def _run_layer(self, index: int, resid: Tensor) -> _Layer:
         self.sums = None
         resid = self.model.blocks[index](resid)
-        totals, counts = self.sums or (resid.new_empty(0), resid.new_empty(0))
-        return _Layer(resid, totals, counts)
+        l1, counts = self.sums or (resid.new_empty(0), resid.new_empty(0))
+        return _Layer(resid, l1, counts)
 
 
 @contextmanager
@@ -192,7 +194,9 @@ def _substituted(
 
     def substitute(weights: LayerWeights, x: Tensor) -> Tensor:
         y, totals, counts = adapter(x, *weights, mask)
-        runner.sums = totals, counts
+        # Here, not at the end: its backward then runs with this layer's, and one layer's decoder gradient is alive.
+        norms = torch.linalg.vector_norm(weights.W_dec, dim=-1, dtype=totals.dtype)
+        runner.sums = totals @ norms, counts
         return y
 
     try:
