@@ -52,6 +52,7 @@ def nmse(
     resid: Float[Tensor, "batch pos d_model"],
     target_resid: Float[Tensor, "batch pos d_model"],
     mask: Bool[Tensor, "batch pos"],
+    total: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, ""]:
     """Normalised squared error between two residual streams.
 
@@ -61,24 +62,27 @@ def nmse(
         resid: replacement model's residual stream.
         target_resid: target's; receives no gradient.
         mask: True where a position counts.
+        total: sum |h|^2 to divide by, if these are part of a batch; that of these positions by default.
     Returns:
         Scalar, dimensionless; 0 is exact, 1 is as wrong as predicting zero.
     Raises:
         ValueError: no position is unmasked.
     Source: Hu et al. 2026, section 3.2 (arXiv 2602.20904).
     """
-    _count_positions(mask)
+    if total is None:
+        _count_positions(mask)
     dtype = _reduction_dtype(resid)
     target = target_resid.detach().to(dtype)
     ignored = ~mask
     squared_error = (resid.to(dtype) - target).square().sum(-1).masked_fill(ignored, 0).sum()
-    return squared_error / target.square().sum(-1).masked_fill(ignored, 0).sum()
+    return squared_error / (target.square().sum(-1).masked_fill(ignored, 0).sum() if total is None else total)
 
 
 def sparsity(
     acts: Float[Tensor, "batch pos n_features"],
     W_dec: Float[Tensor, "n_features d_out"],
     mask: Bool[Tensor, "batch pos"],
+    n_positions: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, ""]:
     """Decoder-norm-weighted L1 of one adapter.
 
@@ -91,13 +95,15 @@ def sparsity(
         acts: feature activations, not negative.
         W_dec: decoder, one direction per feature.
         mask: True where a position counts.
+        n_positions: positions to divide by, if these are part of a batch; the unmasked ones by default.
     Returns:
         Scalar, unit of the residual stream.
     Raises:
         ValueError: no position is unmasked.
     Source: Hu et al. 2026, section 3.2 (arXiv 2602.20904).
     """
-    n_positions = _count_positions(mask)
+    if n_positions is None:
+        n_positions = _count_positions(mask)
     dtype = _reduction_dtype(acts)
     # Positions first: only n_features numbers are ever held in the reduction's precision.
     totals = acts.masked_fill(~mask.unsqueeze(-1), 0).sum((0, 1), dtype=dtype)
@@ -111,6 +117,7 @@ def chunked_kl(
     unembed: Callable[[Tensor], Tensor],
     mask: Bool[Tensor, "batch pos"],
     chunk_size: int = 512,
+    n_positions: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, " n_resids"]:
     """KL(p || p') for several final residual streams against one, without ever holding all logits.
 
@@ -126,6 +133,7 @@ def chunked_kl(
             unembedding, soft cap. Its parameters receive no gradient.
         mask: True where a position counts.
         chunk_size: positions unembedded at a time.
+        n_positions: positions to divide by, if these are part of a batch; the unmasked ones by default.
     Returns:
         The mean KL over unmasked positions of each stream, in nats.
     Raises:
@@ -135,9 +143,10 @@ def chunked_kl(
         raise ValueError(
             f"chunked_kl needs a stream and a chunk size above 0. Got {len(resids)} streams and {chunk_size}."
         )
-    _count_positions(mask)
+    if n_positions is None:
+        n_positions = _count_positions(mask)
     wants_grad = [torch.is_grad_enabled() and resid.requires_grad for resid in resids]
-    return _ChunkedKL.apply(target_resid, unembed, mask, chunk_size, wants_grad, *resids)
+    return _ChunkedKL.apply(target_resid, unembed, mask, chunk_size, wants_grad, n_positions, *resids)
 
 
 class _ChunkedKL(torch.autograd.Function):
@@ -149,6 +158,7 @@ class _ChunkedKL(torch.autograd.Function):
         mask: Tensor,
         chunk_size: int,
         wants_grad: list[bool],
+        n_positions: Tensor,
         *resids: Tensor,
     ) -> Tensor:
         positions = mask.flatten().nonzero().squeeze(-1)
@@ -171,9 +181,9 @@ class _ChunkedKL(torch.autograd.Function):
                     # dKL(p || q) / dlogits = q - p
                     (stream_grad,) = torch.autograd.grad(logits, stream, log_q.exp_().sub_(p).to(logits.dtype))
                     grad.flatten(0, 1)[chunk] = stream_grad[0]
-        ctx.n_positions = len(positions)
+        ctx.n_positions = n_positions
         ctx.save_for_backward(*grads)
-        return sums / len(positions)
+        return sums / n_positions
 
     @staticmethod
     @once_differentiable
@@ -183,7 +193,7 @@ class _ChunkedKL(torch.autograd.Function):
             None if grad is None else grad * scale  # a 0-dimensional scale leaves the dtype as it is
             for grad, scale in zip(ctx.saved_tensors, scales, strict=True)
         )
-        return (None, None, None, None, None, *grads)
+        return (None, None, None, None, None, None, *grads)
 
 
 def _take(resid: Tensor, positions: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ Source: Hu et al. 2026, section 3.2 (arXiv 2602.20904).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -79,6 +79,7 @@ def objective_terms(
     tokens: Int[Tensor, "batch pos"],
     mask: Bool[Tensor, "batch pos"],
     cutoff: int,
+    sum_: Callable[[Tensor], None] | None = None,
 ) -> ObjectiveTerms:
     """Every term of the objective for one batch, gradients reaching the adapters only.
 
@@ -88,16 +89,26 @@ def objective_terms(
         tokens: padded on the right.
         mask: True where a position counts.
         cutoff: k of the bridging terms, 0..n_layers.
+        sum_: adds a small tensor up over processes, in place. The terms are then this process's share of those of the
+            whole batch, and it may have no unmasked position.
     """
     n_layers = model.cfg.n_layers
     with torch.no_grad(), model.mode("target"):
         embedded = model.embed_tokens(tokens)
         target = [embedded, *model.run_layers(embedded)]
 
+    n_positions, totals = None, [None] * n_layers
+    if sum_ is not None:
+        dtype = torch.promote_types(embedded.dtype, torch.float32)
+        energies = [resid.to(dtype).square().sum(-1).masked_fill(~mask, 0).sum() for resid in target[1:]]
+        normalisers = torch.stack([mask.sum().to(dtype), *energies])
+        sum_(normalisers)
+        n_positions, *totals = normalisers
+
     with replacement(model, adapters) as features:
         ours = [embedded, *model.run_layers(embedded)]
-    errors = torch.stack([nmse(r, t, mask) for r, t in zip(ours[1:], target[1:], strict=True)])
-    l1 = torch.stack([sparsity(f, w.W_dec, mask) for f, w in zip(features, adapters, strict=True)]).sum()
+    errors = torch.stack([nmse(r, t, mask, n) for r, t, n in zip(ours[1:], target[1:], totals, strict=True)])
+    l1 = torch.stack([sparsity(f, w.W_dec, mask, n_positions) for f, w in zip(features, adapters, strict=True)]).sum()
     with torch.no_grad():
         counts = torch.stack([feature_counts(acts, mask) for acts in features])
     features.clear()
@@ -108,7 +119,7 @@ def objective_terms(
             finals.append(model.run_layers(ours[cutoff], cutoff)[-1])
         with replacement(model, adapters):
             finals.append(model.run_layers(target[cutoff], cutoff)[-1])
-    kls = chunked_kl(finals, target[-1], model.unembed_resid, mask)
+    kls = chunked_kl(finals, target[-1], model.unembed_resid, mask, n_positions=n_positions)
 
     zero = torch.zeros_like(kls[0])
     to_target, to_replacement = kls[0], kls[0]

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-__all__ = ["BatchPlan", "TokenBatch", "TokenSequences"]
+__all__ = ["BatchPlan", "TokenBatch", "TokenSequences", "deal"]
 
 PAD_ID = 0  # any valid id: padding is on the right, where causal attention keeps it from every counted position
 
@@ -80,9 +80,9 @@ class TokenSequences:
         return np.diff(before[self.offsets])
 
     def batch(self, indices: Iterable[int]) -> TokenBatch:
-        """The given sequences, padded on the right to the longest."""
+        """The given sequences, padded on the right to the longest; of none, one padded position."""
         chosen = [self[index] for index in indices]
-        shape = len(chosen), max(len(tokens) for tokens, _ in chosen)
+        shape = max(1, len(chosen)), max((len(tokens) for tokens, _ in chosen), default=1)
         tokens = np.full(shape, PAD_ID, dtype=np.int64)
         mask = np.zeros(shape, dtype=np.bool_)
         for row, (sequence, counted) in enumerate(chosen):
@@ -98,12 +98,34 @@ class TokenSequences:
         return f"sha256:{digest.hexdigest()}"
 
 
+def deal(lengths: Int[np.ndarray, " n_sequences"], n_shares: int) -> list[list[int]]:
+    """Sequences dealt out so that the shares, each padded to its longest sequence, are of similar size.
+
+    The longest comes first; each goes where the padded share is then smallest. With as many sequences as shares, or
+    more, no share is empty.
+
+    Args:
+        lengths: tokens of each sequence.
+        n_shares: how many shares, at least 1.
+    Returns:
+        Per share the positions in `lengths`, in order; all of them in the only share.
+    """
+    shares: list[list[int]] = [[] for _ in range(n_shares)]
+    longest = [0] * n_shares
+    for index in np.argsort(-np.asarray(lengths), kind="stable").tolist():
+        sizes = [(len(share) + 1) * (most or int(lengths[index])) for share, most in zip(shares, longest, strict=True)]
+        chosen = sizes.index(min(sizes))
+        shares[chosen].append(index)
+        longest[chosen] = longest[chosen] or int(lengths[index])
+    return [sorted(share) for share in shares]
+
+
 class BatchPlan:
     """Which sequences each step takes: a pure function of the arguments, so that a run resumes exactly.
 
     Epoch e visits all sequences once, in the order that NumPy's PCG64 seeded with [seed, e] permutes them;
     steps are consecutive groups of `batch_size`, the last of an epoch may be smaller. Every sequence must
-    have a token that counts.
+    have a token that counts. Where several processes share a run, each takes its share of every step (`deal`).
 
     Args:
         sequences: what to train on.
@@ -111,6 +133,7 @@ class BatchPlan:
         training_tokens: end with the step in which this many unmasked tokens are reached, after as many
             epochs as that takes; None: one epoch.
         seed: of the orders.
+        rank, n_processes: whose share `batch` and `batches` give; everything else is about whole steps.
 
     Attributes:
         n_steps: steps of the whole plan.
@@ -125,10 +148,14 @@ class BatchPlan:
         batch_size: int,
         training_tokens: int | None = None,
         seed: int = 42,
+        rank: int = 0,
+        n_processes: int = 1,
     ) -> None:
         self.sequences = sequences
         self.batch_size = batch_size
         self.seed = seed
+        self.rank, self.n_processes = rank, n_processes
+        self._lengths = sequences.lengths
         self.steps_per_epoch = -(-len(sequences) // batch_size)
         self._counted = sequences.n_counted
         self._order: tuple[int, np.ndarray] | None = None
@@ -163,12 +190,19 @@ class BatchPlan:
         return self._epoch_order(epoch)[start : start + self.batch_size]
 
     def batch(self, step: int) -> TokenBatch:
-        """The batch of any step, in any order."""
-        return self.sequences.batch(self.indices(step))
+        """The share of this process in any step, in any order; with nothing that counts if the step has too few
+        sequences for all processes."""
+        chosen = self.indices(step)
+        share = deal(self._lengths[chosen], self.n_processes)[self.rank]
+        return self.sequences.batch(chosen[share])
 
     def batches(self, start_step: int = 0) -> Iterator[TokenBatch]:
         """The batches from a step to the end of the plan."""
         return map(self.batch, range(start_step, self.n_steps))
+
+    def n_tokens_in(self, step: int) -> int:
+        """Unmasked tokens of a step, over all processes."""
+        return int(self._counted[self.indices(step)].sum())
 
     def n_tokens_before(self, step: int) -> int:
         """Unmasked tokens of all steps before this one."""
