@@ -29,7 +29,7 @@ from typing_extensions import override
 
 from tc_adapters_lens.errors import AdapterLensError, ConfigError
 
-__all__ = ["LaunchedProcesses", "ProcessLostError", "Processes", "join", "speaks"]
+__all__ = ["LaunchedProcesses", "ProcessLostError", "Processes", "join", "leave", "speaks"]
 
 _T = TypeVar("_T")
 _PATIENCE = timedelta(days=1)  # how long processes wait while one reads data or writes; a lost one is noticed at once
@@ -130,7 +130,7 @@ class LaunchedProcesses(Processes):
             return device
         if device != "cuda":
             raise ConfigError(
-                f"device must be auto, cpu or cuda with several processes, of which each takes its own card. Got {name}."
+                f"device must be auto, cpu or cuda with several processes, each of which takes a card. Got {name}."
             )
         n_cards = torch.cuda.device_count()
         if self.local_rank >= n_cards:
@@ -245,6 +245,14 @@ def join() -> Processes:
             f"{os.environ['WORLD_SIZE']} processes must find each other at {where}. Got "
             f"{str(error).partition(chr(10))[0]}. Start them with torchrun or accelerate launch."
         ) from error
+
+
+def leave() -> None:
+    """End what `join` began, at the end of a program: everybody has to be here."""
+    join().barrier()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    join.cache_clear()
 
 
 def speaks() -> bool:

@@ -15,14 +15,14 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.nn.utils import parametrize
 
 from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
 
 
 def shard_frozen_weights(model: HookedDiffTransformer, device: str, n_processes: int) -> None:
-    """Freeze a pair and spread its blocks over all processes, in place; to be called by all of them.
+    """Freeze a pair and spread its blocks over all processes, in place; to be called by all of them. Once is enough.
 
     Afterwards all processes must run the same blocks in the same order, through `run_layers` or the whole model.
 
@@ -31,6 +31,8 @@ def shard_frozen_weights(model: HookedDiffTransformer, device: str, n_processes:
         device: where this process computes.
         n_processes: how many share the weights.
     """
+    if isinstance(model, FSDPModule):
+        return
     model.requires_grad_(False)
     mesh = init_device_mesh(torch.device(device).type, (n_processes,))
     for block in model.blocks:

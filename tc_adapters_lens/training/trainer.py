@@ -12,12 +12,14 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import TrainStepOutput
+from sae_lens.training import sae_trainer
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -30,8 +32,9 @@ from tc_adapters_lens.models.atomic import atomic_directory
 from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
 from tc_adapters_lens.training.config import ObjectiveConfig
 from tc_adapters_lens.training.data import TokenBatch
+from tc_adapters_lens.training.distributed import Processes
 from tc_adapters_lens.training.joint import JointTranscoder, JointTranscoderConfig
-from tc_adapters_lens.training.objective import draw_cutoff, objective_terms, weighted_sum
+from tc_adapters_lens.training.objective import ObjectiveTerms, draw_cutoff, objective_terms, weighted_sum
 
 STATE_TENSORS = "trainer_state.safetensors"
 STATE_VALUES = "trainer_state.json"
@@ -68,9 +71,11 @@ class AdapterTrainer(SAETrainer[JointTranscoder, JointTranscoderConfig]):
         sae: the adapters.
         model: the pair, with nothing attached and its weights frozen.
         objective: weights of the terms.
-        data_provider: batches, starting at the step that training is at.
+        data_provider: this process's share of each batch, starting at the step that training is at.
+        n_tokens_in: unmasked tokens of a step, over all processes.
         on_metrics: called with each logged row.
         save_checkpoint_fn: SAELens' seam, called inside every checkpoint before it gets its final name.
+        processes: those of the run, which all make the same steps; the main one saves checkpoints.
     """
 
     cfg: AdapterTrainerConfig
@@ -82,13 +87,18 @@ class AdapterTrainer(SAETrainer[JointTranscoder, JointTranscoderConfig]):
         model: HookedDiffTransformer,
         objective: ObjectiveConfig,
         data_provider: Iterator[TokenBatch],
+        n_tokens_in: Callable[[int], int],
         on_metrics: Callable[[dict[str, Any]], None] | None = None,
         save_checkpoint_fn: Any = None,
+        processes: Processes | None = None,
     ) -> None:
         super().__init__(cfg, sae, data_provider, save_checkpoint_fn=save_checkpoint_fn)  # type: ignore[arg-type]
         self.model = model
         self.objective = objective
+        self.n_tokens_in = n_tokens_in
         self.on_metrics = on_metrics
+        self.processes = processes or Processes()
+        self._shall_stop = self.processes.stop_vote()
         self.n_optimizer_steps = 0
         self.stop_requested = False
         self.tokens_since_fired = torch.zeros(self._stats_shape, dtype=torch.int64, device=cfg.device)
@@ -106,20 +116,34 @@ class AdapterTrainer(SAETrainer[JointTranscoder, JointTranscoderConfig]):
         return is_dead(self.tokens_since_fired, self.cfg.dead_feature_window)
 
     @override
+    def fit(self) -> JointTranscoder:
+        """SAELens' loop, with a progress bar on the main process only."""
+        bar = sae_trainer.tqdm
+        sae_trainer.tqdm = partial(bar, disable=not self.processes.is_main)  # type: ignore[assignment]
+        try:
+            return super().fit()
+        finally:
+            sae_trainer.tqdm = bar
+
+    @override
     def step(self, batch: TokenBatch) -> TrainStepOutput:  # type: ignore[override]
-        """One optimizer step on a batch of sequences.
+        """One optimizer step on a batch of sequences, of which every process has its share.
 
         Raises:
-            StopTraining: `stop_requested` was set; raised before anything changes.
+            StopTraining: `stop_requested` was set, on any process; raised by all in the same step, before anything
+                changes.
         """
-        if self.stop_requested:
+        if self._shall_stop(self.stop_requested):
             raise StopTraining
-        n_tokens = int(batch.mask.sum())
+        n_tokens = self.n_tokens_in(self.n_optimizer_steps)
         tokens, mask = (part.to(self.cfg.device, non_blocking=True) for part in batch)
         cutoff = draw_cutoff(self.cfg.seed, self.n_optimizer_steps, self.sae.cfg.n_layers)
-        terms = objective_terms(self.model, self.sae.layer_weights(self.model.cfg.dtype), tokens, mask, cutoff)
+        terms = objective_terms(
+            self.model, self.sae.layer_weights(self.model.cfg.dtype), tokens, mask, cutoff, self.processes.sum_
+        )
         loss = weighted_sum(terms, self.objective, self.get_coefficients()["l1"])
         loss.backward()
+        loss, terms = self._sum_over_processes(loss.detach(), terms)
         torch.nn.utils.clip_grad_norm_(self.sae.parameters(), MAX_GRAD_NORM)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -137,19 +161,27 @@ class AdapterTrainer(SAETrainer[JointTranscoder, JointTranscoderConfig]):
             sae_out=tokens,
             feature_acts=terms.counts,
             hidden_pre=terms.counts,
-            loss=loss.detach(),
+            loss=loss,
             losses={
-                "kl": terms.kl.detach(),
-                "nmse": terms.nmse.detach().mean(),
-                "bridging_to_target": terms.bridging_to_target.detach(),
-                "bridging_to_replacement": terms.bridging_to_replacement.detach(),
-                "l1": terms.l1.detach(),
+                "kl": terms.kl,
+                "nmse": terms.nmse.mean(),
+                "bridging_to_target": terms.bridging_to_target,
+                "bridging_to_replacement": terms.bridging_to_replacement,
+                "l1": terms.l1,
             },
             metrics={"l0": terms.counts.sum() / (n_tokens * self.sae.cfg.n_layers), "cutoff": cutoff},
         )
         if self.n_optimizer_steps % self.cfg.log_every == 0 or self.n_optimizer_steps == self.cfg.n_steps:
             self._log_row(output)
         return output
+
+    def _sum_over_processes(self, loss: torch.Tensor, terms: ObjectiveTerms) -> tuple[torch.Tensor, ObjectiveTerms]:
+        """From each process's share to the whole batch: gradients in place, loss and terms (detached) returned."""
+        values = torch.cat([part.detach().reshape(-1) for part in (loss, *terms[:-1])])
+        grads = [param.grad for param in self.sae.parameters() if param.grad is not None]
+        self.processes.sum_(*grads, values, terms.counts)
+        loss, kl, *nmse, to_target, to_replacement, l1 = values
+        return loss, ObjectiveTerms(kl, torch.stack(nmse), to_target, to_replacement, l1, terms.counts)
 
     def _log_row(self, output: TrainStepOutput) -> None:
         row = self.build_train_step_log_dict(output, self.n_training_samples)
@@ -216,7 +248,7 @@ class AdapterTrainer(SAETrainer[JointTranscoder, JointTranscoderConfig]):
         wandb_aliases: list[str] | None = None,
     ) -> None:
         base = Path(base_path or self.cfg.checkpoint_path or ".")
-        if (base / checkpoint_name).exists():
+        if not self.processes.is_main or (base / checkpoint_name).exists():
             return
         base.mkdir(parents=True, exist_ok=True)
         with atomic_directory(base / checkpoint_name, error=AdapterSetError) as unfinished:
