@@ -121,7 +121,8 @@ class LaunchedProcesses(Processes):
         self.rank, self.n = dist.get_rank(), dist.get_world_size()
         self.local_rank = int(os.environ.get("LOCAL_RANK", self.rank))
         self._store = store
-        self._hosts = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        hosts: Any = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        self._hosts: dist.ProcessGroup = hosts
 
     @override
     def device(self, name: str) -> str:

@@ -37,7 +37,7 @@ from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
 from tc_adapters_lens.models.pair import load_pair
 from tc_adapters_lens.training.config import TrainingConfig
 from tc_adapters_lens.training.data import BatchPlan, TokenSequences, load_sequences
-from tc_adapters_lens.training.distributed import Processes, join
+from tc_adapters_lens.training.distributed import Processes, ProcessLostError, join
 from tc_adapters_lens.training.joint import JointTranscoder, JointTranscoderConfig
 from tc_adapters_lens.training.sharding import shard_frozen_weights
 from tc_adapters_lens.training.trainer import AdapterTrainer, AdapterTrainerConfig, StopTraining
@@ -100,7 +100,7 @@ class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
         self.plan = BatchPlan(sequences, optim.batch_size_prompts, optim.training_tokens, config.seed, rank, n)
         self.sae = self._make_adapters()
         fingerprints = self._fingerprints()
-        self.processes.require_same({"configuration": self.config.to_yaml(), **fingerprints})
+        self.processes.require_same({**_flat(self.config.to_dict()), **fingerprints})
         if self.processes.is_main:
             self._claim_directory(fingerprints, report)
         self.cfg = self._saelens_config()
@@ -273,7 +273,7 @@ class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
             if processes.is_main:
                 _cut_metrics(self.out / METRICS_FILE, trainer.n_optimizer_steps)
             trainer.data_provider = self.plan.batches(trainer.n_optimizer_steps)  # type: ignore[assignment]
-            with _frozen(self.model), processes.watched():
+            with _frozen(self.model):
                 self.run_trainer_with_interruption_handling(trainer)
             return self._save_adapters()
         finally:
@@ -325,7 +325,11 @@ class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
         except ValueError:  # not in the main thread: no signals arrive here
             pass
         try:
-            return trainer.fit()
+            with self.processes.watched():
+                return trainer.fit()
+        except ProcessLostError:
+            previous.clear()  # the launcher is about to end this process too: it has a line to say first
+            raise
         except StopTraining:
             trainer.save_checkpoint(str(trainer.n_training_samples))
             self.processes.barrier()

@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,13 +116,20 @@ class AdapterTrainer(SAETrainer[JointTranscoder, JointTranscoderConfig]):
 
     @override
     def fit(self) -> JointTranscoder:
-        """SAELens' loop, with a progress bar on the main process only."""
-        bar = sae_trainer.tqdm
-        sae_trainer.tqdm = partial(bar, disable=not self.processes.is_main)  # type: ignore[assignment]
+        """SAELens' loop; its progress bar is the main process's, and ends with it in any case."""
+        make, bars = sae_trainer.tqdm, []
+
+        def make_bar(**settings: Any) -> tqdm:  # type: ignore[type-arg]
+            bars.append(make(**settings, disable=not self.processes.is_main))
+            return bars[-1]
+
+        sae_trainer.tqdm = make_bar  # type: ignore[assignment]
         try:
             return super().fit()
         finally:
-            sae_trainer.tqdm = bar
+            sae_trainer.tqdm = make
+            for bar in bars:
+                bar.close()
 
     @override
     def step(self, batch: TokenBatch) -> TrainStepOutput:  # type: ignore[override]
