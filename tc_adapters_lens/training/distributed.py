@@ -70,6 +70,11 @@ class Processes:
     def sum_(self, *tensors: Tensor) -> None:
         """Add up each tensor over processes, in place; every process gets the same bits. Nothing waits for a card."""
 
+    def summed(self, tensor: Tensor) -> Tensor:
+        """The tensor itself, after `sum_`."""
+        self.sum_(tensor)
+        return tensor
+
     def barrier(self) -> None:
         """Wait until every process is here."""
 

@@ -22,6 +22,7 @@ from sae_lens.training import sae_trainer
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.profiler import record_function
 from tqdm.auto import tqdm
 from typing_extensions import override
 
@@ -33,7 +34,8 @@ from tc_adapters_lens.training.config import ObjectiveConfig
 from tc_adapters_lens.training.data import TokenBatch
 from tc_adapters_lens.training.distributed import Processes
 from tc_adapters_lens.training.joint import JointTranscoder, JointTranscoderConfig
-from tc_adapters_lens.training.objective import ObjectiveTerms, draw_cutoff, objective_terms, weighted_sum
+from tc_adapters_lens.training.objective import ObjectiveTerms, draw_cutoff, weighted_sum
+from tc_adapters_lens.training.step import training_step
 
 STATE_TENSORS = "trainer_state.safetensors"
 STATE_VALUES = "trainer_state.json"
@@ -55,6 +57,7 @@ class AdapterTrainerConfig(SAETrainerConfig):
     n_steps: int = 0
     seed: int = 42
     log_every: int = 10
+    checkpoint_blocks: bool = False
 
     @property
     @override
@@ -143,16 +146,27 @@ class AdapterTrainer(SAETrainer[JointTranscoder, JointTranscoderConfig]):
             raise StopTraining
         n_tokens = self.n_tokens_in(self.n_optimizer_steps)
         tokens, mask = (part.to(self.cfg.device, non_blocking=True) for part in batch)
+        positions = batch.mask.flatten().nonzero().squeeze(-1).to(self.cfg.device, non_blocking=True)
         cutoff = draw_cutoff(self.cfg.seed, self.n_optimizer_steps, self.sae.cfg.n_layers)
-        terms = objective_terms(
-            self.model, self.sae.layer_weights(self.model.cfg.dtype), tokens, mask, cutoff, self.processes.sum_
+        l1_coefficient = self.get_coefficients()["l1"]
+        terms = training_step(
+            self.model,
+            self.sae.layer_weights(self.model.cfg.dtype),
+            tokens,
+            mask,
+            positions,
+            cutoff,
+            self.objective,
+            l1_coefficient,
+            self.processes.summed if self.processes.n > 1 else None,
+            checkpoint_blocks=self.cfg.checkpoint_blocks,
         )
-        loss = weighted_sum(terms, self.objective, self.get_coefficients()["l1"])
-        loss.backward()
-        loss, terms = self._sum_over_processes(loss.detach(), terms)
-        torch.nn.utils.clip_grad_norm_(self.sae.parameters(), MAX_GRAD_NORM)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        terms = self._of_whole_batch(terms)
+        loss = weighted_sum(terms, self.objective, l1_coefficient)
+        with record_function("optimizer"):
+            torch.nn.utils.clip_grad_norm_(self.sae.parameters(), MAX_GRAD_NORM)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=False)
         self.lr_scheduler.step()
         for scheduler in self.coefficient_schedulers.values():
             scheduler.step()
@@ -181,13 +195,15 @@ class AdapterTrainer(SAETrainer[JointTranscoder, JointTranscoderConfig]):
             self._log_row(output)
         return output
 
-    def _sum_over_processes(self, loss: torch.Tensor, terms: ObjectiveTerms) -> tuple[torch.Tensor, ObjectiveTerms]:
-        """From each process's share to the whole batch: gradients in place, loss and terms (detached) returned."""
-        values = torch.cat([part.detach().reshape(-1) for part in (loss, *terms[:-1])])
+    def _of_whole_batch(self, terms: ObjectiveTerms) -> ObjectiveTerms:
+        """Sums over processes: of the gradients, in place, and of the terms."""
+        if self.processes.n == 1:
+            return terms
+        values = torch.cat([part.reshape(-1) for part in terms[:-1]])
         grads = [param.grad for param in self.sae.parameters() if param.grad is not None]
         self.processes.sum_(*grads, values, terms.counts)
-        loss, kl, *nmse, to_target, to_replacement, l1 = values
-        return loss, ObjectiveTerms(kl, torch.stack(nmse), to_target, to_replacement, l1, terms.counts)
+        kl, *nmse, to_target, to_replacement, l1 = values
+        return ObjectiveTerms(kl, torch.stack(nmse), to_target, to_replacement, l1, terms.counts)
 
     def _log_row(self, output: TrainStepOutput) -> None:
         row = self.build_train_step_log_dict(output, self.n_training_samples)
