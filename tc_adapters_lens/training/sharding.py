@@ -39,7 +39,6 @@ def shard_frozen_weights(model: HookedDiffTransformer, device: str, n_processes:
         for module in list(block.modules()):
             _store_in_memory_order(module)
         fully_shard(block, mesh=mesh, reshard_after_forward=True)  # type: ignore[arg-type]
-        block.to(device)  # buffers
     whole = {param for part in (model.embed, model.unembed, model.ln_final) for param in part.parameters()}
     model.to(device, print_details=False)
     # The root: holds no weights of its own, and lets the next block's gather overlap with this one's work.

@@ -50,6 +50,8 @@ def main(directory: Path) -> None:
     optim = dataclasses.replace(config.training, shard_weights=True)
     runner = run("sharded", dataclasses.replace(config, training=optim))
     seen["sharded"] = stored_bytes(runner.model.blocks)
+    optim = dataclasses.replace(optim, activation_checkpointing=True)
+    run("recomputed", dataclasses.replace(config, training=optim), runner.model)
 
     other = dataclasses.replace(config, seed=processes.rank)
     try:

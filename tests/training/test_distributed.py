@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -61,12 +61,25 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def torchrun(*argv: str | Path, n: int = 2) -> subprocess.Popen[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(n), "--standalone"]
+_started: list[subprocess.Popen[str]] = []
+
+
+def torchrun(*argv: str | Path) -> subprocess.Popen[str]:
+    """Two processes of this program."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [*launcher, *map(str, argv)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    _started.append(subprocess.Popen([*launcher, *map(str, argv)], env=env, **pipes))
+    return _started[-1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_left_running() -> Iterator[None]:
+    yield
+    for process in _started:
+        if process.poll() is None:
+            process.terminate()
+        process.communicate(timeout=60)
 
 
 def torchrun_cli(*argv: str | Path) -> subprocess.Popen[str]:
@@ -128,7 +141,7 @@ def seen(two: Path) -> list[dict]:
     return [json.loads((two / f"seen.{rank}.json").read_text()) for rank in range(2)]
 
 
-@pytest.mark.parametrize("name", ["two", "sharded", "resumed", "float64"])
+@pytest.mark.parametrize("name", ["two", "sharded", "recomputed", "resumed", "float64"])
 def test_processes_hold_the_same_bits(two: Path, name: str) -> None:
     first, second = results(two, name)
     assert all(torch.equal(first[key], second[key]) for key in first)
@@ -171,6 +184,7 @@ def test_one_process_began_and_two_went_on(two: Path, one: AdapterSet) -> None:
 
 def test_sharded_weights(two: Path, one: AdapterSet) -> None:
     same(results(two, "sharded")[0], one.state(), 1e-6)
+    same(results(two, "recomputed")[0], results(two, "sharded")[0], 0)  # with activation checkpointing
     for process in seen(two):
         assert process["sharded"] == process["whole"] / 2
 
@@ -242,6 +256,7 @@ def test_sigterm_stops_all_at_one_step_and_the_run_goes_on(root: Path, long_conf
     same(AdapterSet.load(out / "adapters").state(), expected, 1e-5)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 def test_a_killed_process_ends_the_others_with_one_line(root: Path, long_config: Path) -> None:
     out = root / "killed"
     process = torchrun_cli("--config", long_config, "--out", out)
