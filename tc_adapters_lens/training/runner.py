@@ -367,7 +367,7 @@ class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
 
 def load_run_pair(config: TrainingConfig, processes: Processes | None = None) -> HookedDiffTransformer:
     """The pair that a configuration names, on this process's device; on the CPU if it is still to be sharded."""
-    device = (processes or Processes()).device(config.device)
+    device = (processes or join()).device(config.device)
     return load_pair(
         config.base,
         config.target,
