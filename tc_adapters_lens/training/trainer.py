@@ -114,8 +114,8 @@ class AdapterTrainer(SAETrainer[JointTranscoder, JointTranscoderConfig]):
         """
         if self.stop_requested:
             raise StopTraining
-        n_tokens = int(batch.mask.sum())
-        tokens, mask = (part.to(self.cfg.device, non_blocking=True) for part in batch)
+        n_tokens = len(batch.positions)
+        tokens, mask, _ = (part.to(self.cfg.device, non_blocking=True) for part in batch)
         cutoff = draw_cutoff(self.cfg.seed, self.n_optimizer_steps, self.sae.cfg.n_layers)
         terms = objective_terms(self.model, self.sae.layer_weights(self.model.cfg.dtype), tokens, mask, cutoff)
         loss = weighted_sum(terms, self.objective, self.get_coefficients()["l1"])
