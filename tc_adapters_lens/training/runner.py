@@ -36,6 +36,7 @@ from tc_adapters_lens.models.pair import load_pair
 from tc_adapters_lens.training.config import TrainingConfig
 from tc_adapters_lens.training.data import BatchPlan, TokenSequences, load_sequences
 from tc_adapters_lens.training.joint import JointTranscoder, JointTranscoderConfig
+from tc_adapters_lens.training.prefetch import Prefetch
 from tc_adapters_lens.training.trainer import AdapterTrainer, AdapterTrainerConfig, StopTraining
 from tc_adapters_lens.training.warm_start import load_warm_start
 
@@ -237,8 +238,9 @@ class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
                 trainer.load_trainer_state(checkpoint)
                 logger.info("resuming from %s, step %d", checkpoint, trainer.n_optimizer_steps)
             _cut_metrics(self.out / METRICS_FILE, trainer.n_optimizer_steps)
-            trainer.data_provider = self.plan.batches(trainer.n_optimizer_steps)  # type: ignore[assignment]
-            with _frozen(self.model):
+            batches = self.plan.batches(trainer.n_optimizer_steps)
+            with Prefetch(batches, self.model.cfg.device) as prefetched, _frozen(self.model):
+                trainer.data_provider = prefetched  # type: ignore[assignment]
                 self.run_trainer_with_interruption_handling(trainer)
             return self._save_adapters(trainer)
         finally:
