@@ -16,7 +16,9 @@ SUMMARY = "train one adapter per layer for a pair; the same command again resume
 EXAMPLE = """\
 examples:
   tc-adapters train --config configs/toy.yaml --out runs/toy
-  tc-adapters train --config configs/toy.yaml --training.lr 1e-3 --objective.l1_coefficient 3e-3"""
+  tc-adapters train --config configs/toy.yaml --training.lr 1e-3 --objective.l1_coefficient 3e-3
+
+Tokenised data is cached: TC_ADAPTERS_CACHE=DIR says where, TC_ADAPTERS_CACHE=off switches it off."""
 
 
 def add_arguments(parser: Parser) -> None:
