@@ -1,4 +1,4 @@
-"""Datasets to token sequences: read, encode, check, cut or pack, and say in a report what was done to which
+"""Datasets to token sequences: encode, check, cut or pack, and say in a report what was done to which
 rows.
 
 Rows are plain text, chats or token ids. A row that cannot be used is dropped, counted and named by reason;
@@ -10,12 +10,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
 import numpy as np
-from datasets import config as datasets_config
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -24,8 +22,9 @@ from tc_adapters_lens.models.tensor_files import first_line
 from tc_adapters_lens.training.chat import ChatEncoder, Encoded, Unusable
 from tc_adapters_lens.training.config import DataConfig, read_chat_template
 from tc_adapters_lens.training.data_cache import load_or_make
-from tc_adapters_lens.training.data_key import LocalContent, sequences_key
+from tc_adapters_lens.training.data_key import sequences_key
 from tc_adapters_lens.training.report import DataReport, RowCounts
+from tc_adapters_lens.training.rows import local_content, open_rows
 from tc_adapters_lens.training.sequences import BatchPlan, TokenBatch, TokenSequences
 
 __all__ = ["BatchPlan", "DataReport", "TokenBatch", "TokenSequences", "load_sequences", "open_rows"]
@@ -37,15 +36,6 @@ logger = logging.getLogger(__name__)
 
 CHAT_COLUMNS = ("messages", "conversations")
 PROMPT_LENGTH = "prompt_length"  # of a row of token ids: how many of them are not the response
-_BUILDERS = {
-    ".jsonl": "json",
-    ".json": "json",
-    ".parquet": "parquet",
-    ".csv": "csv",
-    ".txt": "text",
-    ".arrow": "arrow",
-}
-_COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 _ROWS_AT_ONCE = 512
 
 
@@ -88,7 +78,7 @@ def _load_cached(
 ) -> tuple[TokenSequences, DataReport]:
     if data.chat_template is not None:
         data = dataclasses.replace(data, chat_template=read_chat_template(data.chat_template))
-    content = _local_content(data)
+    content = local_content(data)
     if content is None:
         rows = open_rows(data)
         identity = f"hub {rows._fingerprint}"  # datasets makes it from the revision
@@ -147,65 +137,6 @@ def _tokenise(
         reasons = "; ".join([report.dropped_line(), *notes])
         raise DataError(f"a dataset must have a usable row. Got none in {source}: {reasons}.")
     return sequences, report
-
-
-def open_rows(data: DataConfig, content: LocalContent | None = None) -> datasets.Dataset:
-    """The rows that a configuration names: a local file or directory if there is one, else a hub dataset.
-
-    Args:
-        data: names them.
-        content: what the local file or directory holds, where that is known already.
-    Raises:
-        DataError: it is not there, cannot be read, or has no such split.
-    """
-    path = _local_path(data)
-    suffix = next((suffix for suffix in reversed(path.suffixes) if suffix not in _COMPRESSED), "").lower()
-    if not path.exists() and (suffix in _BUILDERS or path.is_absolute() or data.path.startswith((".", "~"))):
-        raise DataError(f"data.path must be a file, a directory or a hub dataset. Got {data.path}, no file.")
-    if path.is_file() and suffix not in _BUILDERS:
-        known = ", ".join(_BUILDERS)
-        raise DataError(f"a data file must end in one of {known} (compressed or not). Got {data.path}.")
-    if path.is_file() and path.stat().st_size == 0:
-        raise DataError(f"a data file must have rows. Got an empty file, {data.path}.")
-    content = content or _local_content(data)
-    # datasets tells local files apart by their times; a place of its own for each content tells them by that
-    place = None if content is None else str(Path(datasets_config.HF_DATASETS_CACHE) / f"content-{content.digest}")
-    try:
-        if path.is_file():
-            rows = datasets.load_dataset(_BUILDERS[suffix], data_files=str(path), split=data.split, cache_dir=place)
-        elif (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-            rows = datasets.load_from_disk(str(path))
-            if isinstance(rows, datasets.DatasetDict):
-                if data.split not in rows:
-                    splits = ", ".join(map(str, rows))
-                    raise DataError(f"data.split must be one of {splits}. Got {data.split} for {data.path}.")
-                rows = rows[data.split]
-        else:
-            where = str(path) if path.is_dir() else data.path
-            rows = datasets.load_dataset(where, data.name, split=data.split, revision=data.revision, cache_dir=place)
-    except DataError:
-        raise
-    except Exception as error:  # each of the library's readers raises its own kinds
-        cause = str(error.__cause__ or error).strip().partition("\n")[0] or type(error).__name__
-        raise DataError(f"cannot read the dataset {data.path} (split {data.split}): {cause}") from error
-    assert isinstance(rows, datasets.Dataset)
-    return rows
-
-
-def _local_path(data: DataConfig) -> Path:
-    if data.path == "toy":
-        from tc_adapters_lens import toy
-
-        return Path(toy.TRAIN)
-    return Path(data.path).expanduser()
-
-
-def _local_content(data: DataConfig) -> LocalContent | None:
-    path = _local_path(data)
-    try:
-        return LocalContent(path) if path.exists() else None
-    except OSError as error:
-        raise DataError(f"cannot read the dataset {data.path}: {first_line(error)}") from error
 
 
 def _find_column(data: DataConfig, columns: Sequence[str]) -> tuple[str, str]:

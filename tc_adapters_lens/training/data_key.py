@@ -23,7 +23,17 @@ from tc_adapters_lens.training.config import DataConfig
 
 __all__ = ["LocalContent", "sequences_key"]
 
-_CODE = ("chat.py", "config.py", "data.py", "data_cache.py", "report.py", "sequences.py")  # what makes the sequences
+_CODE = (  # what makes the sequences
+    "chat.py",
+    "config.py",
+    "data.py",
+    "data_cache.py",
+    "data_key.py",
+    "report.py",
+    "rows.py",
+    "schema.py",
+    "sequences.py",
+)
 _LIBRARIES = ("datasets", "jinja2", "numpy", "tokenizers", "transformers")
 _BLOCK = 1 << 22
 

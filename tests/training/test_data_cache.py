@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -225,6 +226,16 @@ class TestKey:
             assert self.key() != before
         monkeypatch.setattr(data_key, "_CODE", data_key._CODE[:-1])
         assert self.key() != before
+
+    def test_all_code_that_makes_sequences_counts(self):
+        package = Path(data_module.__file__).parent
+        reached, ahead = set(), ["data"]
+        while ahead:
+            name = ahead.pop()
+            reached.add(f"{name}.py")
+            imports = re.findall(r"from tc_adapters_lens\.training\.(\w+) import", (package / f"{name}.py").read_text())
+            ahead += [found for found in imports if f"{found}.py" not in reached]
+        assert reached == set(data_key._CODE)
 
 
 class TestContentCounts:
