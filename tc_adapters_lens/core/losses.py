@@ -1,36 +1,25 @@
 """The losses of transcoder adapters, masked and exact.
 
     output and bridging KL    chunked_kl (training), kl_divergence (small vocabularies, evaluation)
-    NMSE                      nmse
-    sparsity                  sparsity
+    NMSE                      squared_error / squared_norm
 
-A mask is True where a position counts. Every reduction runs in float32 (float64 for float64 input),
-whatever the precision of the tensors that come in. A mask without a True is an error on the CPU; on an accelerator the
-check would wait for the device at every loss, and the result is NaN instead.
+All but `kl_divergence` are sums over positions: the caller divides by what belongs to the whole batch, however many
+processes share it. Every reduction runs in float32 (float64 for float64 input), whatever the precision of the
+tensors that come in. A mask is True where a position counts.
 Source: Hu et al. 2026, section 3.2 (arXiv 2602.20904).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["chunked_kl", "kl_divergence", "masked_mean", "nmse", "sparsity"]
-
-
-def masked_mean(x: Float[Tensor, "batch pos"], mask: Bool[Tensor, "batch pos"]) -> Float[Tensor, ""]:
-    """Mean over the unmasked positions, unit of `x`; what masked positions hold has no influence.
-
-    Raises:
-        ValueError: no position is unmasked.
-    """
-    n_positions = _count_positions(mask)
-    return x.masked_fill(~mask, 0).sum(dtype=_reduction_dtype(x)) / n_positions
+__all__ = ["chunked_kl", "kl_divergence", "squared_error", "squared_norm"]
 
 
 def kl_divergence(
@@ -48,142 +37,112 @@ def kl_divergence(
     return (log_p.exp() * (log_p - _log_softmax(logits))).sum(-1)
 
 
-def nmse(
+def squared_norm(
+    resid: Float[Tensor, "batch pos d_model"], mask: Bool[Tensor, "batch pos"] | None = None
+) -> Float[Tensor, ""]:
+    """sum |h|^2 over positions that count (all without a mask): the denominator of NMSE. No gradient."""
+    wide = resid.detach().to(_reduction_dtype(resid))
+    return _masked(torch.linalg.vecdot(wide, wide), mask).sum()
+
+
+def squared_error(
     resid: Float[Tensor, "batch pos d_model"],
     target_resid: Float[Tensor, "batch pos d_model"],
-    mask: Bool[Tensor, "batch pos"],
+    mask: Bool[Tensor, "batch pos"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Normalised squared error between two residual streams.
+    """sum |h' - h|^2 over positions that count (all without a mask): the numerator of NMSE.
 
-        sum |h' - h|^2 / sum |h|^2        over unmasked positions
+    The difference is taken again for backward, not kept.
 
     Args:
         resid: replacement model's residual stream.
         target_resid: target's; receives no gradient.
-        mask: True where a position counts.
-    Returns:
-        Scalar, dimensionless; 0 is exact, 1 is as wrong as predicting zero.
-    Raises:
-        ValueError: no position is unmasked.
-    Source: Hu et al. 2026, section 3.2 (arXiv 2602.20904).
     """
-    _count_positions(mask)
-    dtype = _reduction_dtype(resid)
-    target = target_resid.detach().to(dtype)
-    ignored = ~mask
-    squared_error = (resid.to(dtype) - target).square().sum(-1).masked_fill(ignored, 0).sum()
-    return squared_error / target.square().sum(-1).masked_fill(ignored, 0).sum()
+    return _SquaredError.apply(resid, target_resid, mask)
 
 
-def sparsity(
-    acts: Float[Tensor, "batch pos n_features"],
-    W_dec: Float[Tensor, "n_features d_out"],
-    mask: Bool[Tensor, "batch pos"],
-) -> Float[Tensor, ""]:
-    """Decoder-norm-weighted L1 of one adapter.
+class _SquaredError(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, resid: Tensor, target_resid: Tensor, mask: Tensor | None) -> Tensor:
+        ctx.save_for_backward(resid, target_resid, mask)
+        error = _difference(resid, target_resid)
+        return _masked(torch.linalg.vecdot(error, error), mask).sum()
 
-        sum over i of f_i |W_dec_i|_2        mean over unmasked positions
-
-    Gradients reach the activations and the decoder; at a row of zeros, as all are in a fresh adapter, the
-    norm's gradient is zero.
-
-    Args:
-        acts: feature activations, not negative.
-        W_dec: decoder, one direction per feature.
-        mask: True where a position counts.
-    Returns:
-        Scalar, unit of the residual stream.
-    Raises:
-        ValueError: no position is unmasked.
-    Source: Hu et al. 2026, section 3.2 (arXiv 2602.20904).
-    """
-    n_positions = _count_positions(mask)
-    dtype = _reduction_dtype(acts)
-    # Positions first: only n_features numbers are ever held in the reduction's precision.
-    totals = acts.masked_fill(~mask.unsqueeze(-1), 0).sum((0, 1), dtype=dtype)
-    norms = torch.linalg.vector_norm(W_dec, dim=-1, dtype=dtype)
-    return totals @ norms / n_positions
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        resid, target_resid, mask = ctx.saved_tensors
+        grad = _difference(resid, target_resid).mul_(2 * grad_outputs[0])
+        if mask is not None:
+            grad.masked_fill_(~mask.unsqueeze(-1), 0)
+        return grad.to(resid.dtype), None, None
 
 
 def chunked_kl(
-    resids: Sequence[Float[Tensor, "batch pos d_model"]],
+    resid: Float[Tensor, "batch pos d_model"],
     target_resid: Float[Tensor, "batch pos d_model"],
     unembed: Callable[[Tensor], Tensor],
-    mask: Bool[Tensor, "batch pos"],
+    positions: Int[Tensor, " n_positions"],
     chunk_size: int = 512,
-) -> Float[Tensor, " n_resids"]:
-    """KL(p || p') for several final residual streams against one, without ever holding all logits.
+) -> Float[Tensor, ""]:
+    """Sum over positions of KL(p || p') of two final residual streams, without ever holding all logits.
 
-    Unmasked positions are taken `chunk_size` at a time: the target's distribution once per chunk, shared by
-    all streams, then each stream's, its KL, and (when gradients are on) its gradient with respect to the
-    stream, so that nothing of vocabulary size outlives the chunk. Memory: about five float32 tensors of
-    [chunk_size, d_vocab], however many positions. The gradient cannot be differentiated a second time.
+    Positions are taken `chunk_size` at a time: logits of both streams, their KL, and (when gradients are on) its
+    gradient with respect to the stream, so that nothing of vocabulary size outlives the chunk. Memory: about
+    five float32 tensors of [chunk_size, d_vocab], however many positions. Once differentiable.
 
     Args:
-        resids: streams after the last layer, giving p' each.
+        resid: stream after the last layer, giving p'.
         target_resid: the target's, giving p; receives no gradient.
         unembed: maps [1, n, d_model] to logits [1, n, d_vocab], each position by itself: final norm,
             unembedding, soft cap. Its parameters receive no gradient.
-        mask: True where a position counts.
+        positions: indices into the flattened batch and pos of the positions that count.
         chunk_size: positions unembedded at a time.
     Returns:
-        The mean KL over unmasked positions of each stream, in nats.
+        In nats; 0 for no positions.
     Raises:
-        ValueError: no position is unmasked, no streams, or a chunk size below 1.
+        ValueError: a chunk size below 1.
     """
-    if not resids or chunk_size < 1:
-        raise ValueError(
-            f"chunked_kl needs a stream and a chunk size above 0. Got {len(resids)} streams and {chunk_size}."
-        )
-    _count_positions(mask)
-    wants_grad = [torch.is_grad_enabled() and resid.requires_grad for resid in resids]
-    return _ChunkedKL.apply(target_resid, unembed, mask, chunk_size, wants_grad, *resids)
+    if chunk_size < 1:
+        raise ValueError(f"chunked_kl needs a chunk size above 0. Got {chunk_size}.")
+    wants_grad = torch.is_grad_enabled() and resid.requires_grad
+    return _ChunkedKL.apply(resid, target_resid, unembed, positions, chunk_size, wants_grad)
 
 
 class _ChunkedKL(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
+        resid: Tensor,
         target_resid: Tensor,
         unembed: Callable[[Tensor], Tensor],
-        mask: Tensor,
+        positions: Tensor,
         chunk_size: int,
-        wants_grad: list[bool],
-        *resids: Tensor,
+        wants_grad: bool,
     ) -> Tensor:
-        positions = mask.flatten().nonzero().squeeze(-1)
-        dtype = _reduction_dtype(target_resid)
-        sums = torch.zeros(len(resids), dtype=dtype, device=target_resid.device)
-        grads = [
-            torch.zeros_like(resid, memory_format=torch.contiguous_format) if wanted else None
-            for resid, wanted in zip(resids, wants_grad, strict=True)
-        ]
+        total = torch.zeros((), dtype=_reduction_dtype(target_resid), device=target_resid.device)
+        grad = torch.zeros_like(resid, memory_format=torch.contiguous_format) if wants_grad else None
         for chunk in positions.split(chunk_size):
             log_p = _log_softmax(unembed(_take(target_resid, chunk)))
             p = log_p.exp()
-            for index, (resid, grad) in enumerate(zip(resids, grads, strict=True)):
-                stream = _take(resid, chunk)
-                with torch.set_grad_enabled(grad is not None):
-                    logits = unembed(stream.requires_grad_(grad is not None))
-                log_q = _log_softmax(logits.detach())
-                sums[index] += (log_p - log_q).mul_(p).sum()
-                if grad is not None:
-                    # dKL(p || q) / dlogits = q - p
-                    (stream_grad,) = torch.autograd.grad(logits, stream, log_q.exp_().sub_(p).to(logits.dtype))
-                    grad.flatten(0, 1)[chunk] = stream_grad[0]
-        ctx.n_positions = len(positions)
-        ctx.save_for_backward(*grads)
-        return sums / len(positions)
+            stream = _take(resid, chunk)
+            with torch.set_grad_enabled(wants_grad):
+                logits = unembed(stream.requires_grad_(wants_grad))
+            log_q = _log_softmax(logits.detach())
+            total += log_p.sub_(log_q).mul_(p).sum()
+            if grad is not None:
+                # dKL(p || q) / dlogits = q - p
+                (stream_grad,) = torch.autograd.grad(logits, stream, log_q.exp_().sub_(p).to(logits.dtype))
+                grad.flatten(0, 1)[chunk] = stream_grad[0]
+        ctx.save_for_backward(grad)
+        return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        scales = grad_outputs[0] / ctx.n_positions
-        grads = (
-            None if grad is None else grad * scale  # a 0-dimensional scale leaves the dtype as it is
-            for grad, scale in zip(ctx.saved_tensors, scales, strict=True)
-        )
-        return (None, None, None, None, None, *grads)
+        (grad,) = ctx.saved_tensors
+        scaled = grad * grad_outputs[0]  # a 0-dimensional scale leaves the dtype as it is
+        return (scaled, None, None, None, None, None)
 
 
 def _take(resid: Tensor, positions: Tensor) -> Tensor:
@@ -199,8 +158,12 @@ def _reduction_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _count_positions(mask: Tensor) -> Tensor:
-    n_positions = mask.sum()
-    if mask.device.type == "cpu" and n_positions == 0:
-        raise ValueError(f"a loss needs at least one unmasked position. Got a mask of {tuple(mask.shape)}, all False.")
-    return n_positions
+def _difference(resid: Tensor, target_resid: Tensor) -> Tensor:
+    """In the reduction's precision; always a new tensor."""
+    dtype = _reduction_dtype(resid)
+    return resid.detach().to(dtype) - target_resid.detach().to(dtype)
+
+
+def _masked(per_position: Tensor, mask: Tensor | None) -> Tensor:
+    """What masked positions hold, infinities too, has no influence."""
+    return per_position if mask is None else per_position.masked_fill(~mask, 0)

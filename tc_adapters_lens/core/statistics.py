@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["feature_counts", "is_dead", "l0", "top1_error", "update_tokens_since_fired"]
+__all__ = ["feature_counts", "is_dead", "top1_error", "update_tokens_since_fired"]
 
 _COUNT_CHUNK = 2**22  # activations compared at a time; their int64 sum takes 8 bytes each
 
@@ -22,29 +22,18 @@ def top1_error(
 
 
 def feature_counts(
-    acts: Float[Tensor, "batch pos n_features"], mask: Bool[Tensor, "batch pos"]
+    acts: Float[Tensor, "*pos n_features"], mask: Bool[Tensor, "*pos"] | None = None
 ) -> Int[Tensor, " n_features"]:
-    """At how many unmasked positions each feature is active (above zero), int64."""
+    """At how many positions that count (mask True; all without a mask) each feature is active (above zero), int64."""
     n_features = acts.shape[-1]
     counts = torch.zeros(n_features, dtype=torch.int64, device=acts.device)
     positions = max(1, _COUNT_CHUNK // n_features)
-    for chunk, counted in zip(
-        acts.detach().flatten(0, 1).split(positions), mask.flatten().split(positions), strict=True
-    ):
-        counts += (chunk > 0).logical_and_(counted.unsqueeze(-1)).sum(0)
+    rows = acts.detach().flatten(0, -2).split(positions)
+    masks = [None] * len(rows) if mask is None else mask.flatten().split(positions)
+    for chunk, counted in zip(rows, masks, strict=True):
+        active = chunk > 0
+        counts += (active if counted is None else active.logical_and_(counted.unsqueeze(-1))).sum(0)
     return counts
-
-
-def l0(acts: Float[Tensor, "batch pos n_features"], mask: Bool[Tensor, "batch pos"]) -> Float[Tensor, ""]:
-    """Active features per unmasked position of one layer.
-
-    Raises:
-        ValueError: no position is unmasked.
-    """
-    n_positions = mask.sum()
-    if n_positions == 0:
-        raise ValueError(f"L0 needs at least one unmasked position. Got a mask of {tuple(mask.shape)}, all False.")
-    return feature_counts(acts, mask).sum() / n_positions
 
 
 def update_tokens_since_fired(

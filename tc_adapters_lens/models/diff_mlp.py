@@ -10,6 +10,7 @@ TransformerLens' ordinary names); the base's MLP is its submodule `base`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -26,15 +27,21 @@ Mode = Literal["target", "base"]
 
 
 class DiffMLP(CanBeUsedAsMLP):
-    """Mixin over a TransformerLens MLP: adds the base's MLP and the three hook points."""
+    """Mixin over a TransformerLens MLP: adds the base's MLP and the three hook points.
+
+    Attributes:
+        substitute: in mode `base`, what delta is in place of zeros: a function of x. Training puts its adapters here.
+    """
 
     base: CanBeUsedAsMLP
     mode: Mode
+    substitute: Callable[[torch.Tensor], torch.Tensor] | None
 
     def __init__(self, cfg: HookedTransformerConfig) -> None:
         super().__init__(cfg)
         self.base = GatedMLP(cfg) if cfg.gated_mlp else MLP(cfg)
         self.mode = "target"
+        self.substitute = None
         self.hook_in = HookPoint()
         self.hook_delta: nn.Module = HookPoint()
         self.hook_io = HookPoint()
@@ -44,7 +51,10 @@ class DiffMLP(CanBeUsedAsMLP):
         if self.mode == "target" and not self._delta_is_read():
             return super().forward(x)
         base_out = self.base(x)
-        delta = super().forward(x) - base_out if self.mode == "target" else torch.zeros_like(base_out)
+        if self.mode == "target":
+            delta = super().forward(x) - base_out
+        else:
+            delta = torch.zeros_like(base_out) if self.substitute is None else self.substitute(x)
         if self.hook_io.has_hooks():
             self.hook_io(torch.cat([x, delta], dim=-1))
         return base_out + self.hook_delta(delta).to(base_out.dtype)

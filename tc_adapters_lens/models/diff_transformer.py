@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tc_adapters_lens.errors import AdapterSetError
 from tc_adapters_lens.models.diff_mlp import DiffMLP, Mode, diff_mlp
+from tc_adapters_lens.models.fused_attention import fused_attention
 from tc_adapters_lens.models.names import hook_in
 from tc_adapters_lens.models.pair_info import PairInfo
 
@@ -54,7 +55,8 @@ class HookedDiffTransformer(HookedSAETransformer):
         pair: PairInfo,
     ) -> None:
         super().__init__(cfg, tokenizer, move_to_device=False)
-        for block in self.blocks:
+        for layer, block in enumerate(self.blocks):
+            block.attn = fused_attention(self.cfg, layer)
             block.mlp = diff_mlp(self.cfg)
         self.cfg.n_ctx = n_ctx
         self.pair = pair

@@ -173,6 +173,8 @@ class OptimConfig(Section):
         dead_feature_window: a feature is dead when silent for this many unmasked tokens.
         feature_sampling_window: steps over which feature frequencies are counted.
         n_checkpoints: checkpoints along the way; with 0 one is written only when the run is stopped.
+        activation_checkpointing: compute each layer again in its backward pass rather than keep its activations: the
+            same bits, in less memory and more time.
     """
 
     section: ClassVar[str] = "training"
@@ -189,6 +191,7 @@ class OptimConfig(Section):
     dead_feature_window: int = 10_000_000
     feature_sampling_window: int = 1000
     n_checkpoints: int = 0
+    activation_checkpointing: bool = False
 
     def check(self) -> None:
         self.require_above(0, "lr")

@@ -42,18 +42,12 @@ class JointTranscoderConfig(AdapterSAEConfig):
 
 
 class LayerWeights(NamedTuple):
-    """One layer's adapter in the precision of the model."""
+    """One layer's adapter in the precision of the model: the arguments of `core.adapter.adapter` after x."""
 
     W_enc: Float[Tensor, "d_model n_features"]
     b_enc: Float[Tensor, " n_features"]
     W_dec: Float[Tensor, "n_features d_model"]
     b_dec: Float[Tensor, " d_model"]
-
-    def encode(self, x: Float[Tensor, "*pos d_model"]) -> Float[Tensor, "*pos n_features"]:
-        return torch.relu(x @ self.W_enc + self.b_enc)
-
-    def decode(self, acts: Float[Tensor, "*pos n_features"]) -> Float[Tensor, "*pos d_model"]:
-        return acts @ self.W_dec + self.b_dec
 
 
 class JointTranscoder(TrainingSAE[JointTranscoderConfig]):
@@ -79,9 +73,18 @@ class JointTranscoder(TrainingSAE[JointTranscoderConfig]):
         self.load_state_dict(adapters.state())
 
     def layer_weights(self, dtype: torch.dtype) -> list[LayerWeights]:
-        """Every layer's adapter in the model's precision; gradients reach the float32 parameters."""
-        stacked = (self.W_enc, self.b_enc, self.W_dec, self.b_dec)
-        return [LayerWeights(*one) for one in zip(*(p.to(dtype).unbind(0) for p in stacked), strict=True)]
+        """Every layer's adapter in the model's precision.
+
+        Backward passes add to the stacked parameters' `.grad` (made here where there is none), layer by layer and in
+        place: the gradients of single layers are never stacked.
+        """
+        layers = []
+        for layer in range(self.cfg.n_layers):
+            layers.append(LayerWeights(*(_layer_view(p, layer).to(dtype) for p in self._stacked())))
+        return layers
+
+    def _stacked(self) -> tuple[nn.Parameter, ...]:
+        return self.W_enc, self.b_enc, self.W_dec, self.b_dec
 
     @override
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
@@ -108,6 +111,15 @@ class JointTranscoder(TrainingSAE[JointTranscoderConfig]):
     @torch.no_grad()
     def log_histograms(self) -> dict[str, np.ndarray[Any, Any]]:
         return {"weights/W_dec_norms": self.W_dec.norm(dim=-1).flatten().cpu().numpy()}
+
+
+def _layer_view(param: nn.Parameter, layer: int) -> Tensor:
+    """A leaf that shares one layer's weights and gradient with a stacked parameter."""
+    if param.grad is None:
+        param.grad = torch.zeros_like(param)
+    view = param.detach()[layer].requires_grad_()
+    view.grad = param.grad[layer]
+    return view
 
 
 register_sae_training_class(ARCHITECTURE, JointTranscoder, JointTranscoderConfig)

@@ -1,48 +1,32 @@
-"""The training objective of transcoder adapters, with nothing computed twice.
+"""The training objective of transcoder adapters: its terms, their weights, and the cutoff of a step.
 
-One step, for a batch of sequences and a cutoff k drawn for it:
+    loss = KL + NMSE + bridging + lambda * L1
 
-1. the target, without gradients: every layer's residual stream h_l;
-2. the replacement model, with gradients: h'_l, features, and from these output KL, NMSE and sparsity;
-3. bridging replacement -> target: continue from h'_k through the target's layers k+1..L;
-4. bridging target -> replacement: continue from h_k through the replacement's layers k+1..L;
-5. all KLs together through the unembedding, a block of positions at a time.
-
-At k = 0 the first bridge is the target itself, at k = L the second one is: that half is skipped. Where a bridge
-equals the replacement model (first half at k = L, second half at k = 0) its KL is the output KL, not recomputed.
-
-Source: Hu et al. 2026, section 3.2 (arXiv 2602.20904).
+`training/step.py` computes the terms and their gradients. Source: Hu et al. 2026, section 3.2 (arXiv 2602.20904).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens.hook_points import HookPoint
 
-from tc_adapters_lens.core.losses import chunked_kl, nmse, sparsity
-from tc_adapters_lens.core.statistics import feature_counts
-from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
-from tc_adapters_lens.models.names import hook_delta, hook_in
 from tc_adapters_lens.training.config import ObjectiveConfig
-from tc_adapters_lens.training.joint import LayerWeights
 
 
 class ObjectiveTerms(NamedTuple):
-    """Unweighted terms of one step; a bridging half that was skipped is zero.
+    """Unweighted terms of one step, without gradients; a bridging half that was skipped is zero.
+
+    In a job of several processes: this process's share of each, all of which sum to the terms of the whole batch.
 
     kl: KL(target || replacement), mean over unmasked positions, nats.
     nmse: normalised squared error of the residual stream after each layer, `[n_layers]`.
     bridging_to_target: KL(target || replacement up to the cutoff, then target), nats.
     bridging_to_replacement: KL(target || target up to the cutoff, then replacement), nats.
     l1: decoder-norm-weighted L1, summed over layers, mean over unmasked positions.
-    counts: how many unmasked tokens each feature fired on, `[n_layers n_features]`; no gradient.
+    counts: how many unmasked tokens each feature fired on, `[n_layers n_features]`.
     """
 
     kl: Float[Tensor, ""]
@@ -58,96 +42,31 @@ def draw_cutoff(seed: int, step: int, n_layers: int) -> int:
     return int(np.random.default_rng([seed, step]).integers(0, n_layers + 1))
 
 
-def weighted_sum(terms: ObjectiveTerms, config: ObjectiveConfig, l1_coefficient: float) -> Float[Tensor, ""]:
-    """The loss: output KL, NMSE averaged over layers, both bridging halves and sparsity, each with its weight.
+class LossWeights(NamedTuple):
+    """What every term is multiplied with. `nmse` is for the SUM over layers."""
+
+    kl: float
+    nmse: float
+    bridging: float
+    l1: float
+
+
+def loss_weights(config: ObjectiveConfig, n_layers: int, l1_coefficient: float) -> LossWeights:
+    """The weights of a step: NMSE is averaged over layers, `bridging_weight` is that of each half.
 
     Args:
         l1_coefficient: lambda of this step (it may be warming up).
     """
-    n_averaged = terms.nmse.numel() + int(config.nmse_counts_embedding)
+    n_averaged = n_layers + int(config.nmse_counts_embedding)
+    return LossWeights(config.kl_weight, config.nmse_weight / n_averaged, config.bridging_weight, l1_coefficient)
+
+
+def weighted_sum(terms: ObjectiveTerms, config: ObjectiveConfig, l1_coefficient: float) -> Float[Tensor, ""]:
+    """The loss: output KL, NMSE averaged over layers, both bridging halves and sparsity, each with its weight."""
+    weights = loss_weights(config, terms.nmse.numel(), l1_coefficient)
     return (
-        config.kl_weight * terms.kl
-        + config.nmse_weight * terms.nmse.sum() / n_averaged
-        + config.bridging_weight * (terms.bridging_to_target + terms.bridging_to_replacement)
-        + l1_coefficient * terms.l1
+        weights.kl * terms.kl
+        + weights.nmse * terms.nmse.sum()
+        + weights.bridging * (terms.bridging_to_target + terms.bridging_to_replacement)
+        + weights.l1 * terms.l1
     )
-
-
-def objective_terms(
-    model: HookedDiffTransformer,
-    adapters: Sequence[LayerWeights],
-    tokens: Int[Tensor, "batch pos"],
-    mask: Bool[Tensor, "batch pos"],
-    cutoff: int,
-) -> ObjectiveTerms:
-    """Every term of the objective for one batch, gradients reaching the adapters only.
-
-    Args:
-        model: the pair, with nothing attached.
-        adapters: every layer's adapter, in the model's precision.
-        tokens: padded on the right.
-        mask: True where a position counts.
-        cutoff: k of the bridging terms, 0..n_layers.
-    """
-    n_layers = model.cfg.n_layers
-    with torch.no_grad(), model.mode("target"):
-        embedded = model.embed_tokens(tokens)
-        target = [embedded, *model.run_layers(embedded)]
-
-    with replacement(model, adapters) as features:
-        ours = [embedded, *model.run_layers(embedded)]
-    errors = torch.stack([nmse(r, t, mask) for r, t in zip(ours[1:], target[1:], strict=True)])
-    l1 = torch.stack([sparsity(f, w.W_dec, mask) for f, w in zip(features, adapters, strict=True)]).sum()
-    with torch.no_grad():
-        counts = torch.stack([feature_counts(acts, mask) for acts in features])
-    features.clear()
-
-    finals = [ours[-1]]
-    if 0 < cutoff < n_layers:
-        with model.mode("target"):
-            finals.append(model.run_layers(ours[cutoff], cutoff)[-1])
-        with replacement(model, adapters):
-            finals.append(model.run_layers(target[cutoff], cutoff)[-1])
-    kls = chunked_kl(finals, target[-1], model.unembed_resid, mask)
-
-    zero = torch.zeros_like(kls[0])
-    to_target, to_replacement = kls[0], kls[0]
-    if 0 < cutoff < n_layers:
-        to_target, to_replacement = kls[1], kls[2]
-    return ObjectiveTerms(
-        kl=kls[0],
-        nmse=errors,
-        bridging_to_target=to_target if cutoff > 0 else zero,
-        bridging_to_replacement=to_replacement if cutoff < n_layers else zero,
-        l1=l1,
-        counts=counts,
-    )
-
-
-@contextmanager
-def replacement(
-    model: HookedDiffTransformer, adapters: Sequence[LayerWeights]
-) -> Iterator[list[Float[Tensor, "batch pos n_features"]]]:
-    """The replacement model inside the block, from trainable weights.
-
-    Yields:
-        A list that collects every layer's features, in the order the layers run.
-    """
-    features: list[Tensor] = []
-    inputs: list[Tensor] = []
-
-    def read(x: Tensor, hook: HookPoint) -> None:
-        inputs.append(x)
-
-    def write(weights: LayerWeights):
-        def add(delta: Tensor, hook: HookPoint) -> Tensor:
-            acts = weights.encode(inputs.pop())
-            features.append(acts)
-            return weights.decode(acts)
-
-        return add
-
-    hooks: list[Any] = [(hook_in(layer), read) for layer in range(len(adapters))]
-    hooks += [(hook_delta(layer), write(weights)) for layer, weights in enumerate(adapters)]
-    with model.mode("base"), model.hooks(fwd_hooks=hooks):
-        yield features

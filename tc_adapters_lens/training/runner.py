@@ -255,6 +255,7 @@ class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
                 n_steps=self.plan.n_steps,
                 seed=self.config.seed,
                 log_every=self.config.logger.wandb_log_frequency,
+                checkpoint_blocks=self.config.training.activation_checkpointing,
             ),
             sae=self.sae,
             model=self.model,

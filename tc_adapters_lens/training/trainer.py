@@ -21,6 +21,7 @@ from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.profiler import record_function
 from tqdm.auto import tqdm
 from typing_extensions import override
 
@@ -31,7 +32,8 @@ from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
 from tc_adapters_lens.training.config import ObjectiveConfig
 from tc_adapters_lens.training.data import TokenBatch
 from tc_adapters_lens.training.joint import JointTranscoder, JointTranscoderConfig
-from tc_adapters_lens.training.objective import draw_cutoff, objective_terms, weighted_sum
+from tc_adapters_lens.training.objective import draw_cutoff, weighted_sum
+from tc_adapters_lens.training.step import training_step
 
 STATE_TENSORS = "trainer_state.safetensors"
 STATE_VALUES = "trainer_state.json"
@@ -53,6 +55,7 @@ class AdapterTrainerConfig(SAETrainerConfig):
     n_steps: int = 0
     seed: int = 42
     log_every: int = 10
+    checkpoint_blocks: bool = False
 
     @property
     @override
@@ -115,14 +118,25 @@ class AdapterTrainer(SAETrainer[JointTranscoder, JointTranscoderConfig]):
         if self.stop_requested:
             raise StopTraining
         n_tokens = len(batch.positions)
-        tokens, mask, _ = (part.to(self.cfg.device, non_blocking=True) for part in batch)
+        tokens, mask, positions = (part.to(self.cfg.device, non_blocking=True) for part in batch)
         cutoff = draw_cutoff(self.cfg.seed, self.n_optimizer_steps, self.sae.cfg.n_layers)
-        terms = objective_terms(self.model, self.sae.layer_weights(self.model.cfg.dtype), tokens, mask, cutoff)
-        loss = weighted_sum(terms, self.objective, self.get_coefficients()["l1"])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.sae.parameters(), MAX_GRAD_NORM)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        l1_coefficient = self.get_coefficients()["l1"]
+        terms = training_step(
+            self.model,
+            self.sae.layer_weights(self.model.cfg.dtype),
+            tokens,
+            mask,
+            positions,
+            cutoff,
+            self.objective,
+            l1_coefficient,
+            checkpoint_blocks=self.cfg.checkpoint_blocks,
+        )
+        loss = weighted_sum(terms, self.objective, l1_coefficient)
+        with record_function("optimizer"):
+            torch.nn.utils.clip_grad_norm_(self.sae.parameters(), MAX_GRAD_NORM)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=False)
         self.lr_scheduler.step()
         for scheduler in self.coefficient_schedulers.values():
             scheduler.step()
@@ -137,13 +151,13 @@ class AdapterTrainer(SAETrainer[JointTranscoder, JointTranscoderConfig]):
             sae_out=tokens,
             feature_acts=terms.counts,
             hidden_pre=terms.counts,
-            loss=loss.detach(),
+            loss=loss,
             losses={
-                "kl": terms.kl.detach(),
-                "nmse": terms.nmse.detach().mean(),
-                "bridging_to_target": terms.bridging_to_target.detach(),
-                "bridging_to_replacement": terms.bridging_to_replacement.detach(),
-                "l1": terms.l1.detach(),
+                "kl": terms.kl,
+                "nmse": terms.nmse.mean(),
+                "bridging_to_target": terms.bridging_to_target,
+                "bridging_to_replacement": terms.bridging_to_replacement,
+                "l1": terms.l1,
             },
             metrics={"l0": terms.counts.sum() / (n_tokens * self.sae.cfg.n_layers), "cutoff": cutoff},
         )

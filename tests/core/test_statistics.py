@@ -1,7 +1,5 @@
 """Statistics against counts done by hand."""
 
-import math
-
 import pytest
 import torch
 
@@ -9,7 +7,6 @@ from tc_adapters_lens.core import statistics
 from tc_adapters_lens.core.statistics import (
     feature_counts,
     is_dead,
-    l0,
     top1_error,
     update_tokens_since_fired,
 )
@@ -29,6 +26,7 @@ def test_feature_counts(dtype: torch.dtype):
     counts = feature_counts(ACTS.to(dtype), MASK)
     assert counts.tolist() == [3, 1]
     assert counts.dtype == torch.int64
+    assert feature_counts(ACTS.to(dtype)).tolist() == [4, 2]
 
 
 def test_feature_counts_do_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch):
@@ -38,22 +36,6 @@ def test_feature_counts_do_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(statistics, "_COUNT_CHUNK", 20)
     assert torch.equal(feature_counts(acts, mask), whole)
     assert torch.equal(whole, (acts > 0)[mask].sum(0))
-
-
-def test_l0():
-    assert l0(ACTS, torch.ones(2, 2, dtype=torch.bool)) == 1.5  # (1 + 2 + 1 + 2) / 4
-    torch.testing.assert_close(l0(ACTS, MASK), torch.tensor(4 / 3))  # (1 + 2 + 1) / 3
-
-
-def test_l0_ignores_what_padding_holds():
-    acts = ACTS.clone()
-    acts[1, 1] = math.nan
-    assert l0(acts, MASK) == l0(ACTS, MASK)
-
-
-def test_l0_of_nothing():
-    with pytest.raises(ValueError, match="at least one unmasked position"):
-        l0(ACTS, ~torch.ones(2, 2, dtype=torch.bool))
 
 
 def test_tokens_since_fired():

@@ -15,7 +15,7 @@ from tc_adapters_lens.models.pair import load_pair
 from tc_adapters_lens.training.config import AdapterConfig, DataConfig, ObjectiveConfig, OptimConfig, TrainingConfig
 from tc_adapters_lens.training.joint import JointTranscoder, JointTranscoderConfig
 from tc_adapters_lens.training.memory import estimate_memory
-from tc_adapters_lens.training.objective import objective_terms, weighted_sum
+from tc_adapters_lens.training.step import training_step
 from tests.tiny import D_VOCAB, tiny_pair
 
 WORST_CUTOFF = 1
@@ -87,12 +87,11 @@ def test_the_estimate_is_a_close_upper_bound(family, dtype, batch, context, n_fe
         bytes_.peak = bytes_.now
         for _ in range(2):
             mask = torch.ones_like(tokens).bool()
-            terms = objective_terms(model, joint.layer_weights(model.cfg.dtype), tokens, mask, WORST_CUTOFF)
-            loss = weighted_sum(terms, ObjectiveConfig(), 1e-3)
-            loss.backward()
+            positions = torch.arange(tokens.numel())
+            adapters = joint.layer_weights(model.cfg.dtype)
+            training_step(model, adapters, tokens, mask, positions, WORST_CUTOFF, ObjectiveConfig(), 1e-3)
             adam.step()
-            adam.zero_grad()
-            del terms, loss
+            adam.zero_grad(set_to_none=False)
     assert bytes_.peak <= estimate.total <= 1.25 * bytes_.peak
 
 
