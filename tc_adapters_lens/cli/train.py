@@ -19,7 +19,9 @@ EXAMPLE = """\
 examples:
   tc-adapters train --config configs/toy.yaml --out runs/toy
   tc-adapters train --config configs/toy.yaml --training.lr 1e-3 --objective.l1_coefficient 3e-3
-  torchrun --nproc-per-node 4 --no-python tc-adapters train --config configs/toy.yaml --out runs/toy"""
+  torchrun --nproc-per-node 4 --no-python tc-adapters train --config configs/toy.yaml --out runs/toy
+
+Tokenised data is cached: TC_ADAPTERS_CACHE=DIR says where, TC_ADAPTERS_CACHE=off switches it off."""
 
 
 def add_arguments(parser: Parser) -> None:

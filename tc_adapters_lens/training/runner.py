@@ -39,6 +39,7 @@ from tc_adapters_lens.training.config import TrainingConfig
 from tc_adapters_lens.training.data import BatchPlan, TokenSequences, load_sequences
 from tc_adapters_lens.training.distributed import Processes, ProcessLostError, join
 from tc_adapters_lens.training.joint import JointTranscoder, JointTranscoderConfig
+from tc_adapters_lens.training.prefetch import Prefetch
 from tc_adapters_lens.training.sharding import shard_frozen_weights
 from tc_adapters_lens.training.trainer import AdapterTrainer, AdapterTrainerConfig, StopTraining
 from tc_adapters_lens.training.warm_start import load_warm_start
@@ -272,8 +273,9 @@ class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
                 logger.info("resuming from %s, step %d", checkpoint, trainer.n_optimizer_steps)
             if processes.is_main:
                 _cut_metrics(self.out / METRICS_FILE, trainer.n_optimizer_steps)
-            trainer.data_provider = self.plan.batches(trainer.n_optimizer_steps)  # type: ignore[assignment]
-            with _frozen(self.model):
+            batches = self.plan.batches(trainer.n_optimizer_steps)
+            with Prefetch(batches, self.model.cfg.device) as prefetched, _frozen(self.model):
+                trainer.data_provider = prefetched  # type: ignore[assignment]
                 self.run_trainer_with_interruption_handling(trainer)
             return self._save_adapters()
         finally:

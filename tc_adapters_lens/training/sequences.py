@@ -26,10 +26,12 @@ class TokenBatch(NamedTuple):
 
     tokens: token ids, int64.
     mask: True where a position counts; False at padding.
+    positions: where the flattened mask is True, int64: known without asking the device.
     """
 
     tokens: Int[Tensor, "batch pos"]
     mask: Bool[Tensor, "batch pos"]
+    positions: Int[Tensor, " n_counted"]
 
 
 class TokenSequences:
@@ -39,14 +41,18 @@ class TokenSequences:
         tokens: all sequences' token ids, one after another, int32.
         mask: True where a position counts, same length.
         offsets: where each sequence starts, and the total length at the end.
+        fingerprint: theirs, where it is known already.
     """
 
-    def __init__(self, tokens: np.ndarray, mask: np.ndarray, offsets: np.ndarray) -> None:
+    def __init__(
+        self, tokens: np.ndarray, mask: np.ndarray, offsets: np.ndarray, fingerprint: str | None = None
+    ) -> None:
         assert len(tokens) == len(mask) == offsets[-1]
         assert offsets[0] == 0
         self.tokens = tokens.astype(np.int32, copy=False)
         self.mask = mask.astype(np.bool_, copy=False)
         self.offsets = offsets.astype(np.int64, copy=False)
+        self._fingerprint = fingerprint
 
     @classmethod
     def from_lists(
@@ -76,8 +82,10 @@ class TokenSequences:
     @property
     def n_counted(self) -> np.ndarray:
         """Unmasked tokens of each sequence."""
-        before = np.concatenate([[0], np.cumsum(self.mask, dtype=np.int64)])
-        return np.diff(before[self.offsets])
+        counted = np.zeros(len(self), dtype=np.int64)
+        filled = self.lengths > 0
+        counted[filled] = np.add.reduceat(self.mask, self.offsets[:-1][filled], dtype=np.int64) if filled.any() else 0
+        return counted
 
     def batch(self, indices: Iterable[int]) -> TokenBatch:
         """The given sequences, padded on the right to the longest; of none, one padded position."""
@@ -88,14 +96,17 @@ class TokenSequences:
         for row, (sequence, counted) in enumerate(chosen):
             tokens[row, : len(sequence)] = sequence
             mask[row, : len(sequence)] = counted
-        return TokenBatch(torch.from_numpy(tokens), torch.from_numpy(mask))
+        positions = np.flatnonzero(mask).astype(np.int64, copy=False)
+        return TokenBatch(torch.from_numpy(tokens), torch.from_numpy(mask), torch.from_numpy(positions))
 
     def fingerprint(self) -> str:
         """sha256 of all ids, masks and boundaries: a resumed run can tell that its data is the same."""
-        digest = hashlib.sha256()
-        for array in (self.offsets, self.tokens, self.mask):
-            digest.update(np.ascontiguousarray(array).data)
-        return f"sha256:{digest.hexdigest()}"
+        if self._fingerprint is None:
+            digest = hashlib.sha256()
+            for array in (self.offsets, self.tokens, self.mask):
+                digest.update(np.ascontiguousarray(array).data)
+            self._fingerprint = f"sha256:{digest.hexdigest()}"
+        return self._fingerprint
 
 
 def deal(lengths: Int[np.ndarray, " n_sequences"], n_shares: int) -> list[list[int]]:
@@ -215,7 +226,8 @@ class BatchPlan:
         return np.add.reduceat(self._counted[self._epoch_order(epoch)], starts)
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
-        if self._order is None or self._order[0] != epoch:
+        known = self._order  # read once: batches are made in another thread
+        if known is None or known[0] != epoch:
             generator = np.random.Generator(np.random.PCG64([self.seed, epoch]))
-            self._order = epoch, generator.permutation(len(self.sequences))
-        return self._order[1]
+            known = self._order = epoch, generator.permutation(len(self.sequences))
+        return known[1]

@@ -145,8 +145,7 @@ class AdapterTrainer(SAETrainer[JointTranscoder, JointTranscoderConfig]):
         if self._shall_stop(self.stop_requested):
             raise StopTraining
         n_tokens = self.n_tokens_in(self.n_optimizer_steps)
-        tokens, mask = (part.to(self.cfg.device, non_blocking=True) for part in batch)
-        positions = batch.mask.flatten().nonzero().squeeze(-1).to(self.cfg.device, non_blocking=True)
+        tokens, mask, positions = (part.to(self.cfg.device, non_blocking=True) for part in batch)
         cutoff = draw_cutoff(self.cfg.seed, self.n_optimizer_steps, self.sae.cfg.n_layers)
         l1_coefficient = self.get_coefficients()["l1"]
         terms = training_step(

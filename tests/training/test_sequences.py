@@ -43,6 +43,15 @@ class TestTokenSequences:
         assert batch.mask.tolist() == [[True, True, False], [True, True, True]]
         assert (batch.tokens.dtype, batch.mask.dtype) == (torch.int64, torch.bool)
 
+    def test_positions_are_those_of_the_flat_mask(self):
+        batch = make_sequences([3, 1, 2], [2, 1, 0]).batch([1, 0, 2])
+        assert batch.positions.tolist() == [0, 4, 5] == batch.mask.flatten().nonzero().flatten().tolist()
+        assert batch.positions.dtype == torch.int64
+
+    def test_counted_tokens_of_empty_sequences_too(self):
+        sequences = make_sequences([0, 3, 0, 0, 2, 1, 0], [0, 2, 0, 0, 0, 1, 0])
+        assert sequences.n_counted.tolist() == [0, 2, 0, 0, 0, 1, 0]
+
     def test_fingerprint(self):
         same, other = make_sequences([2, 3]), make_sequences([3, 2])
         assert make_sequences([2, 3]).fingerprint() == same.fingerprint()
