@@ -1,6 +1,14 @@
 """Tests run without a network, an account or a display, and leave nothing behind."""
 
+import atexit
 import os
+import tempfile
+
+# Nobody's own caches are read or written, by processes that tests start neither.
+_CACHES = tempfile.TemporaryDirectory(prefix="tc-adapters-tests-")
+atexit.register(_CACHES.cleanup)
+os.environ["TC_ADAPTERS_CACHE"] = os.path.join(_CACHES.name, "tc-adapters")
+os.environ["HF_DATASETS_CACHE"] = os.path.join(_CACHES.name, "datasets")
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"

@@ -13,7 +13,9 @@ from tc_adapters_lens.cli.parser import Parser
 from tc_adapters_lens.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tc_adapters_lens.training.sequences import TokenBatch, TokenSequences
+    from torch import Tensor
+
+    from tc_adapters_lens.training.sequences import TokenSequences
 
 SUMMARY = "measure how faithful trained adapters are to the target, beside base and hybrid"
 EXAMPLE = """\
@@ -97,11 +99,12 @@ def run(args: Namespace) -> dict[str, Any]:
     }
 
 
-def batches(sequences: TokenSequences, batch_size: int) -> Iterator[TokenBatch]:
-    """All sequences, those of similar length together, with a progress bar."""
+def batches(sequences: TokenSequences, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Tokens and mask of all sequences, those of similar length together, with a progress bar."""
     from tqdm.auto import tqdm
 
     order = sequences.lengths.argsort(kind="stable")[::-1]
     starts = range(0, len(order), batch_size)
     for start in tqdm(starts, desc="evaluating", unit=" batches", disable=None):
-        yield sequences.batch(order[start : start + batch_size])
+        batch = sequences.batch(order[start : start + batch_size])
+        yield batch.tokens, batch.mask

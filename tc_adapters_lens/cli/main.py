@@ -75,7 +75,7 @@ def run(argv: Sequence[str]) -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("tc_adapters_lens").setLevel(logging.INFO)
     result = VERBS[args.verb].run(args[args.verb])
-    if args[args.verb].get("json"):
+    if args[args.verb].get("json") and result is not None:
         write_json(args[args.verb].json, result)
 
 
@@ -94,8 +94,15 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
 
 
 def _say(message: str, code: int) -> int:
-    print(f"{PROG}: {' '.join(message.split())}", file=sys.stderr)
+    if _speaks():
+        print(f"{PROG}: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return code
+
+
+def _speaks() -> bool:
+    """Of several processes of a run one says how it ended."""
+    joined = sys.modules.get("tc_adapters_lens.training.distributed")
+    return os.environ.get("RANK", "0") == "0" if joined is None else joined.speaks()
 
 
 if __name__ == "__main__":

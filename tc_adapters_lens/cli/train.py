@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -16,7 +18,10 @@ SUMMARY = "train one adapter per layer for a pair; the same command again resume
 EXAMPLE = """\
 examples:
   tc-adapters train --config configs/toy.yaml --out runs/toy
-  tc-adapters train --config configs/toy.yaml --training.lr 1e-3 --objective.l1_coefficient 3e-3"""
+  tc-adapters train --config configs/toy.yaml --training.lr 1e-3 --objective.l1_coefficient 3e-3
+  torchrun --nproc-per-node 4 --no-python tc-adapters train --config configs/toy.yaml --out runs/toy
+
+Tokenised data is cached: TC_ADAPTERS_CACHE=DIR says where, TC_ADAPTERS_CACHE=off switches it off."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -47,7 +52,25 @@ def add_arguments(parser: Parser) -> None:
         )
 
 
-def run(args: Namespace) -> dict[str, Any]:
+def run(args: Namespace) -> dict[str, Any] | None:
+    """Several processes, started by torchrun or accelerate launch, are one run; the main one has its result."""
+    processes = None
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        from tc_adapters_lens.training import distributed
+
+        processes = distributed.join()
+        if not processes.is_main:
+            logging.getLogger("tc_adapters_lens").setLevel(logging.WARNING)
+    result = _train(args)
+    if processes is not None:
+        distributed.leave()
+        if not processes.is_main:
+            return None
+    print(f"{result['n_layers']} adapters of {result['n_features']} features written to {result['adapters']}")
+    return result
+
+
+def _train(args: Namespace) -> dict[str, Any]:
     from tc_adapters_lens.training.config import TrainingConfig, load_config
     from tc_adapters_lens.training.schema import key_names
 
@@ -62,7 +85,6 @@ def run(args: Namespace) -> dict[str, Any]:
         adapters = train(config, out)
     except StopTraining as stopped:
         raise KeyboardInterrupt(str(stopped)) from None
-    print(f"{adapters.n_layers} adapters of {adapters.n_features} features written to {out / ADAPTERS}")
     return {
         "adapters": str(out / ADAPTERS),
         "n_layers": adapters.n_layers,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple, TypeAlias
 
 import jinja2
@@ -66,6 +67,7 @@ class ChatEncoder:
             self.template: str = tokenizer.get_chat_template(chat_template)
         except ValueError as error:
             raise DataError(f"chat data needs a chat template. Got a tokenizer without one; {EXPLICIT}.") from error
+        self.special_tokens: dict[str, Any] = tokenizer.special_tokens_map  # made anew whenever asked for
         self.response_only = response_only
         self.marks_responses = _GENERATION.search(self.template) is not None
         self.n_incomplete = 0  # chats whose explicit template drops part of a response
@@ -123,13 +125,12 @@ class ChatEncoder:
         # apply_chat_template would map the blocks to tokens too, but where a block begins or ends with a
         # character that belongs to no token (white space, in word-level tokenizers) it drops the rest or
         # runs to the end.
-        special_tokens: dict[str, Any] = self.tokenizer.special_tokens_map
         texts, spans = render_jinja_template(
             [messages],
             chat_template=self.template,
             return_assistant_tokens_mask=self.marks_responses,
             add_generation_prompt=add_generation_prompt,
-            **special_tokens,
+            **self.special_tokens,
         )
         return texts[0], [(int(start), int(end)) for start, end in spans[0]] if spans else []
 
@@ -178,7 +179,8 @@ class ChatEncoder:
             tokens = np.asarray(out["input_ids"][index], dtype=np.int64)
             mask = np.full(len(tokens), not self.response_only)
             if self.response_only:
-                starts, ends = np.asarray(out["offset_mapping"][index], dtype=np.int64).reshape(-1, 2).T
+                offsets = chain.from_iterable(out["offset_mapping"][index])
+                starts, ends = np.fromiter(offsets, dtype=np.int64, count=2 * len(tokens)).reshape(-1, 2).T
                 for start, end in row.spans:
                     mask |= (starts < end) & (ends > start) & (starts < ends)
             yield Encoded(tokens, mask)

@@ -162,7 +162,7 @@ class OptimConfig(Section):
 
     Args:
         training_tokens: stop after the step that reaches this many unmasked tokens; null: one epoch.
-        batch_size_prompts: sequences per step.
+        batch_size_prompts: sequences per step, over all processes of the run.
         lr: peak learning rate.
         lr_scheduler_name: after the warm-up.
         lr_warm_up_steps: steps of linear warm-up; null: 5% of all steps.
@@ -175,6 +175,7 @@ class OptimConfig(Section):
         n_checkpoints: checkpoints along the way; with 0 one is written only when the run is stopped.
         activation_checkpointing: compute each layer again in its backward pass rather than keep its activations: the
             same bits, in less memory and more time.
+        shard_weights: spread the pair's layers over the processes of the run (FSDP2); not all on each.
     """
 
     section: ClassVar[str] = "training"
@@ -192,6 +193,7 @@ class OptimConfig(Section):
     feature_sampling_window: int = 1000
     n_checkpoints: int = 0
     activation_checkpointing: bool = False
+    shard_weights: bool = False
 
     def check(self) -> None:
         self.require_above(0, "lr")

@@ -1,4 +1,4 @@
-"""Datasets to token sequences: read, encode, check, cut or pack, and say in a report what was done to which
+"""Datasets to token sequences: encode, check, cut or pack, and say in a report what was done to which
 rows.
 
 Rows are plain text, chats or token ids. A row that cannot be used is dropped, counted and named by reason;
@@ -7,9 +7,9 @@ ids outside the model's vocabulary stop everything, because then all of the ids 
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
@@ -18,9 +18,13 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from tc_adapters_lens.errors import ConfigError, DataError, did_you_mean
+from tc_adapters_lens.models.tensor_files import first_line
 from tc_adapters_lens.training.chat import ChatEncoder, Encoded, Unusable
 from tc_adapters_lens.training.config import DataConfig, read_chat_template
+from tc_adapters_lens.training.data_cache import load_or_make
+from tc_adapters_lens.training.data_key import sequences_key
 from tc_adapters_lens.training.report import DataReport, RowCounts
+from tc_adapters_lens.training.rows import local_content, open_rows
 from tc_adapters_lens.training.sequences import BatchPlan, TokenBatch, TokenSequences
 
 __all__ = ["BatchPlan", "DataReport", "TokenBatch", "TokenSequences", "load_sequences", "open_rows"]
@@ -32,15 +36,6 @@ logger = logging.getLogger(__name__)
 
 CHAT_COLUMNS = ("messages", "conversations")
 PROMPT_LENGTH = "prompt_length"  # of a row of token ids: how many of them are not the response
-_BUILDERS = {
-    ".jsonl": "json",
-    ".json": "json",
-    ".parquet": "parquet",
-    ".csv": "csv",
-    ".txt": "text",
-    ".arrow": "arrow",
-}
-_COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 _ROWS_AT_ONCE = 512
 
 
@@ -51,7 +46,9 @@ def load_sequences(
     n_ctx: int,
     rows: Rows | None = None,
 ) -> tuple[TokenSequences, DataReport]:
-    """Everything a run trains on, in memory, and a report, whose lines are logged.
+    """Everything a run trains on and a report, whose lines are logged.
+
+    What was tokenised before comes from the cache (see `data_cache`), unless the rows are given.
 
     Args:
         data: what to read and how to cut it.
@@ -67,8 +64,53 @@ def load_sequences(
     limit = n_ctx if data.context_size is None else data.context_size
     if limit > n_ctx:
         raise ConfigError(f"data.context_size must not exceed what the model takes. Got {limit} and {n_ctx} (n_ctx).")
-    source = data.path if rows is None else "the given rows"
-    rows = open_rows(data) if rows is None else rows
+    if rows is None:
+        sequences, report = _load_cached(data, tokenizer, d_vocab, limit)
+    else:
+        sequences, report = _tokenise(data, tokenizer, d_vocab, limit, rows, "the given rows")
+    for line in report.lines():
+        logger.info(line)
+    return sequences, report
+
+
+def _load_cached(
+    data: DataConfig, tokenizer: PreTrainedTokenizerBase | None, d_vocab: int, limit: int
+) -> tuple[TokenSequences, DataReport]:
+    if data.chat_template is not None:
+        data = dataclasses.replace(data, chat_template=read_chat_template(data.chat_template))
+    content = local_content(data)
+    if content is None:
+        rows = open_rows(data)
+        identity = f"hub {rows._fingerprint}"  # datasets makes it from the revision
+    else:
+        rows, identity = None, f"content {content.digest}"
+
+    def make() -> tuple[TokenSequences, DataReport]:
+        opened = open_rows(data, content) if rows is None else rows
+        return _tokenise(data, tokenizer, d_vocab, limit, opened, data.path)
+
+    def objection(report: DataReport) -> str:
+        template = data.chat_template or str(getattr(tokenizer, "chat_template", None))
+        if report.format.startswith("chat") and "strftime_now" in template:
+            return "the chat template writes the date"
+        return "the rows changed while they were read" if content is not None and content.changed() else ""
+
+    try:
+        key = sequences_key(data, identity, tokenizer, d_vocab, limit)
+    except Exception as error:  # tokenizers that cannot be saved raise what they like
+        logger.info("tokenised data: not cached, the tokenizer cannot be saved: %s", first_line(error))
+        return make()
+    return load_or_make(key, make, objection)
+
+
+def _tokenise(
+    data: DataConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+    d_vocab: int,
+    limit: int,
+    rows: Rows,
+    source: str,
+) -> tuple[TokenSequences, DataReport]:
     if isinstance(rows, datasets.Dataset):
         rows = rows.with_format(None)
     if len(rows) == 0:
@@ -94,51 +136,7 @@ def load_sequences(
     if len(sequences) == 0:
         reasons = "; ".join([report.dropped_line(), *notes])
         raise DataError(f"a dataset must have a usable row. Got none in {source}: {reasons}.")
-    for line in report.lines():
-        logger.info(line)
     return sequences, report
-
-
-def open_rows(data: DataConfig) -> datasets.Dataset:
-    """The rows that a configuration names: a local file or directory if there is one, else a hub dataset.
-
-    Raises:
-        DataError: it is not there, cannot be read, or has no such split.
-    """
-    if data.path == "toy":
-        from tc_adapters_lens import toy
-
-        path = Path(toy.TRAIN)
-    else:
-        path = Path(data.path).expanduser()
-    suffix = next((suffix for suffix in reversed(path.suffixes) if suffix not in _COMPRESSED), "").lower()
-    if not path.exists() and (suffix in _BUILDERS or path.is_absolute() or data.path.startswith((".", "~"))):
-        raise DataError(f"data.path must be a file, a directory or a hub dataset. Got {data.path}, no file.")
-    if path.is_file() and suffix not in _BUILDERS:
-        known = ", ".join(_BUILDERS)
-        raise DataError(f"a data file must end in one of {known} (compressed or not). Got {data.path}.")
-    if path.is_file() and path.stat().st_size == 0:
-        raise DataError(f"a data file must have rows. Got an empty file, {data.path}.")
-    try:
-        if path.is_file():
-            rows = datasets.load_dataset(_BUILDERS[suffix], data_files=str(path), split=data.split)
-        elif (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-            rows = datasets.load_from_disk(str(path))
-            if isinstance(rows, datasets.DatasetDict):
-                if data.split not in rows:
-                    splits = ", ".join(map(str, rows))
-                    raise DataError(f"data.split must be one of {splits}. Got {data.split} for {data.path}.")
-                rows = rows[data.split]
-        else:
-            where = str(path) if path.is_dir() else data.path
-            rows = datasets.load_dataset(where, data.name, split=data.split, revision=data.revision)
-    except DataError:
-        raise
-    except Exception as error:  # each of the library's readers raises its own kinds
-        cause = str(error.__cause__ or error).strip().partition("\n")[0] or type(error).__name__
-        raise DataError(f"cannot read the dataset {data.path} (split {data.split}): {cause}") from error
-    assert isinstance(rows, datasets.Dataset)
-    return rows
 
 
 def _find_column(data: DataConfig, columns: Sequence[str]) -> tuple[str, str]:

@@ -4,7 +4,7 @@ subject."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -72,6 +72,18 @@ class DataReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DataReport:
+        """The report of which `to_dict` gave these values, before or after JSON.
+
+        Raises:
+            TypeError, KeyError: not such values.
+        """
+        dropped = {
+            why: Dropped(rows["count"], tuple(rows["first_rows"])) for why, rows in dict(values["dropped"]).items()
+        }
+        return cls(**{**values, "dropped": dropped, "notes": tuple(values["notes"])})
 
     def dropped_line(self) -> str:
         """Every reason with its count and first rows."""

@@ -9,6 +9,8 @@
 
 Started again with the same configuration, a run continues from its newest checkpoint and ends in the same bits as
 one that was never interrupted: data order and cutoffs are functions of the seed and the step, all else is stored.
+
+Several processes (`distributed`) make one run of the same configuration: all of them read, the main one writes.
 """
 
 from __future__ import annotations
@@ -35,7 +37,10 @@ from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
 from tc_adapters_lens.models.pair import load_pair
 from tc_adapters_lens.training.config import TrainingConfig
 from tc_adapters_lens.training.data import BatchPlan, TokenSequences, load_sequences
+from tc_adapters_lens.training.distributed import Processes, ProcessLostError, join
 from tc_adapters_lens.training.joint import JointTranscoder, JointTranscoderConfig
+from tc_adapters_lens.training.prefetch import Prefetch
+from tc_adapters_lens.training.sharding import shard_frozen_weights
 from tc_adapters_lens.training.trainer import AdapterTrainer, AdapterTrainerConfig, StopTraining
 from tc_adapters_lens.training.warm_start import load_warm_start
 
@@ -44,6 +49,7 @@ logger = logging.getLogger(__name__)
 CONFIG_FILE, DATA_FILE, METRICS_FILE = "config.yaml", "data.json", "metrics.jsonl"
 CHECKPOINTS, ADAPTERS = "checkpoints", "adapters"
 _WARM_UP_SHARE = 0.05
+_MAY_CHANGE = ("training.shard_weights",)  # on resuming: where weights are held changes no result
 _MEASURED_KEYS = {"kl": "losses/kl", "nmse": "losses/nmse", "l0": "metrics/l0"}
 
 
@@ -53,10 +59,12 @@ class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
     Args:
         config: the run.
         out: its directory; made if absent, continued if it holds the same run.
-        model: the pair, already loaded; otherwise loaded as the configuration says.
+        model: the pair, already loaded; otherwise loaded as the configuration says. `shard_weights` shards it in place.
         sequences: tokenised training sequences, already loaded; otherwise loaded as the configuration says.
+        processes: those of the run; by default those that a launcher has started.
     Raises:
-        ConfigError: `out` holds a run with another configuration.
+        ConfigError: `out` holds a run with another configuration, or the configuration does not go with so many
+            processes.
         AdapterLensError: whatever is wrong with the models, the data or the warm start.
     """
 
@@ -69,23 +77,33 @@ class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
         out: str | Path,
         model: HookedDiffTransformer | None = None,
         sequences: TokenSequences | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self.config, self.out = config, Path(out)
-        self._check_directory()
-        self.model = model or load_run_pair(config)
+        self.processes = processes or join()
+        self._check_processes()
+        if self.processes.is_main:
+            self._check_directory()
+        self.model = model or load_run_pair(config, self.processes)
+        if config.training.shard_weights:
+            shard_frozen_weights(self.model, self.processes.device(config.device), self.processes.n)
         if self.model.acts_to_saes:
             attached = ", ".join(self.model.acts_to_saes)
             raise ConfigError(f"The pair must have nothing attached for training. Got SAEs at {attached}.")
         report: dict[str, Any] = {}
         if sequences is None:
-            sequences, loaded = load_sequences(
-                config.data, self.model.tokenizer, self.model.cfg.d_vocab, self.model.cfg.n_ctx
-            )
+            with self.processes.main_first():
+                sequences, loaded = load_sequences(
+                    config.data, self.model.tokenizer, self.model.cfg.d_vocab, self.model.cfg.n_ctx
+                )
             report = loaded.to_dict()
-        optim = config.training
-        self.plan = BatchPlan(sequences, optim.batch_size_prompts, optim.training_tokens, config.seed)
+        optim, rank, n = config.training, self.processes.rank, self.processes.n
+        self.plan = BatchPlan(sequences, optim.batch_size_prompts, optim.training_tokens, config.seed, rank, n)
         self.sae = self._make_adapters()
-        self._claim_directory(report)
+        fingerprints = self._fingerprints()
+        self.processes.require_same({**_flat(self.config.to_dict()), **fingerprints})
+        if self.processes.is_main:
+            self._claim_directory(fingerprints, report)
         self.cfg = self._saelens_config()
         logger.info(
             "%d steps of %d sequences, %d tokens",
@@ -94,12 +112,26 @@ class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
             self.plan.n_tokens,
         )
 
+    def _check_processes(self) -> None:
+        optim, n = self.config.training, self.processes.n
+        if optim.batch_size_prompts < n:
+            raise ConfigError(
+                "training.batch_size_prompts must be at least the number of processes, which share each batch. "
+                f"Got {optim.batch_size_prompts} (batch_size_prompts) and {n} (processes). Raise it, or start fewer."
+            )
+        if optim.shard_weights and n == 1:
+            raise ConfigError(
+                "training.shard_weights needs several processes. Got true and 1 process. "
+                "Start them with torchrun, or set it to false."
+            )
+
     def _check_directory(self) -> None:
         """The directory is new, empty, or holds this very run."""
         path = self.out / CONFIG_FILE
         if path.exists():
             before = _flat(TrainingConfig.from_yaml(path.read_text(encoding="utf-8")).to_dict())
-            changed = {k: (before[k], v) for k, v in _flat(self.config.to_dict()).items() if before[k] != v}
+            now = _flat(self.config.to_dict())
+            changed = {k: (before[k], v) for k, v in now.items() if before[k] != v and k not in _MAY_CHANGE}
             if changed:
                 key, (old, new) = next(iter(changed.items()))
                 raise ConfigError(
@@ -109,17 +141,19 @@ class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
         elif self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise ConfigError(f"{self.out} is not a run and not empty. Name another --out.")
 
-    def _claim_directory(self, report: dict[str, Any]) -> None:
+    def _fingerprints(self) -> dict[str, str]:
+        return {
+            f"data ({self.config.data.path})": self.plan.sequences.fingerprint(),
+            f"base ({self.config.base})": self.model.pair.base_fingerprint,
+            f"target ({self.config.target})": self.model.pair.target_fingerprint,
+        }
+
+    def _claim_directory(self, now: dict[str, str], report: dict[str, Any]) -> None:
         """Once everything is loaded: write config.yaml and data.json, or check that a resumed run still sees the
         models and the data it began with."""
         if not (self.out / CONFIG_FILE).exists():
             with atomic_file(self.out / CONFIG_FILE, error=ConfigError) as file:
                 file.write_text(self.config.to_yaml(), encoding="utf-8")
-        now = {
-            f"data ({self.config.data.path})": self.plan.sequences.fingerprint(),
-            f"base ({self.config.base})": self.model.pair.base_fingerprint,
-            f"target ({self.config.target})": self.model.pair.target_fingerprint,
-        }
         path = self.out / DATA_FILE
         if not path.exists():
             with atomic_file(path, error=DataError) as file:
@@ -188,11 +222,11 @@ class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
             output_path=str(self.out / ADAPTERS),
             verbose=False,
             logger=LoggingConfig(
-                log_to_wandb=log.log_to_wandb,
+                log_to_wandb=log.log_to_wandb and self.processes.is_main,
                 log_weights_to_wandb=False,
                 wandb_project=log.wandb_project,
                 wandb_entity=log.wandb_entity,
-                wandb_id=self._wandb_id() if log.log_to_wandb else None,
+                wandb_id=self._wandb_id() if log.log_to_wandb and self.processes.is_main else None,
                 run_name=log.run_name or self.out.name,
                 wandb_log_frequency=log.wandb_log_frequency,
             ),
@@ -217,7 +251,8 @@ class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
             StopTraining: stopped by SIGTERM or Ctrl-C; a checkpoint was saved.
             AdapterSetError: the newest checkpoint cannot be read.
         """
-        if is_adapter_set(self.out / ADAPTERS):
+        processes = self.processes
+        if processes.from_main(is_adapter_set(self.out / ADAPTERS)):
             logger.info("%s is complete already", self.out)
             return AdapterSet.load(self.out / ADAPTERS, pair=self.model.pair)
         if self.cfg.logger.log_to_wandb:
@@ -232,15 +267,17 @@ class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
             )
         try:
             trainer = self._make_trainer()
-            checkpoint = newest_checkpoint(self.out)
+            checkpoint = processes.from_main(newest_checkpoint(self.out))
             if checkpoint is not None:
                 trainer.load_trainer_state(checkpoint)
                 logger.info("resuming from %s, step %d", checkpoint, trainer.n_optimizer_steps)
-            _cut_metrics(self.out / METRICS_FILE, trainer.n_optimizer_steps)
-            trainer.data_provider = self.plan.batches(trainer.n_optimizer_steps)  # type: ignore[assignment]
-            with _frozen(self.model):
+            if processes.is_main:
+                _cut_metrics(self.out / METRICS_FILE, trainer.n_optimizer_steps)
+            batches = self.plan.batches(trainer.n_optimizer_steps)
+            with Prefetch(batches, self.model.cfg.device) as prefetched, _frozen(self.model):
+                trainer.data_provider = prefetched  # type: ignore[assignment]
                 self.run_trainer_with_interruption_handling(trainer)
-            return self._save_adapters(trainer)
+            return self._save_adapters()
         finally:
             if self.cfg.logger.log_to_wandb:
                 wandb.finish()
@@ -259,8 +296,10 @@ class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
             model=self.model,
             objective=self.config.objective,
             data_provider=iter(()),
-            on_metrics=self._write_metrics,
+            n_tokens_in=self.plan.n_tokens_in,
+            on_metrics=self._write_metrics if self.processes.is_main else None,
             save_checkpoint_fn=self.save_checkpoint,
+            processes=self.processes,
         )
 
     def _write_metrics(self, row: dict[str, Any]) -> None:
@@ -270,13 +309,18 @@ class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
 
     @override
     def run_trainer_with_interruption_handling(self, trainer: AdapterTrainer) -> JointTranscoder:  # type: ignore[override]
-        """SIGTERM and Ctrl-C finish the step under way, save a checkpoint and stop; a second one stops at once."""
+        """SIGTERM and Ctrl-C finish the step under way, save a checkpoint and stop; a second one stops at once.
+
+        Of several processes any may get the signal, and all stop after the same step. There a second one is not heard:
+        Ctrl-C reaches a process from the terminal and again from the launcher, which kills what does not end in time.
+        """
         previous = {}
 
         def request_stop(signum: int, frame: object) -> None:
             trainer.stop_requested = True
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+            if self.processes.n == 1:
+                for number, handler in previous.items():
+                    signal.signal(number, handler)
 
         try:
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -284,9 +328,14 @@ class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
         except ValueError:  # not in the main thread: no signals arrive here
             pass
         try:
-            return trainer.fit()
+            with self.processes.watched():
+                return trainer.fit()
+        except ProcessLostError:
+            previous.clear()  # the launcher is about to end this process too: it has a line to say first
+            raise
         except StopTraining:
             trainer.save_checkpoint(str(trainer.n_training_samples))
+            self.processes.barrier()
             raise StopTraining(
                 f"Stopped at step {trainer.n_optimizer_steps} of {self.plan.n_steps}; checkpoint saved in "
                 f"{self.out / CHECKPOINTS}. Start the same command again to go on."
@@ -301,33 +350,33 @@ class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
         if checkpoint_path is not None:
             (checkpoint_path / RUNNER_CFG_FILENAME).write_text(json.dumps(self.cfg.to_dict()))
 
-    def _save_adapters(self, trainer: AdapterTrainer) -> AdapterSet:
+    def _save_adapters(self) -> AdapterSet:
         state = {name: param.detach().cpu() for name, param in self.sae.named_parameters()}
         recipe = {
             "config": self.config.to_dict(),
             "n_steps": self.plan.n_steps,
             "n_tokens": self.plan.n_tokens,
         }
-        measured = {"on": "training batches", **_last_metrics(self.out / METRICS_FILE)}
-        adapters = AdapterSet.from_state(state, AdapterSetInfo(self.model.pair, recipe=recipe, measured=measured))
-        adapters.save(self.out / ADAPTERS)
+        is_main = self.processes.is_main
+        measured = self.processes.from_main(_last_metrics(self.out / METRICS_FILE) if is_main else {})
+        info = AdapterSetInfo(self.model.pair, recipe=recipe, measured={"on": "training batches", **measured})
+        adapters = AdapterSet.from_state(state, info)
+        if is_main:
+            adapters.save(self.out / ADAPTERS)
+        self.processes.barrier()
         return adapters
 
 
-def load_run_pair(config: TrainingConfig) -> HookedDiffTransformer:
-    """The pair that a configuration names."""
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device must be one that torch sees. Got {device} without a CUDA device. Use cpu or auto.")
+def load_run_pair(config: TrainingConfig, processes: Processes | None = None) -> HookedDiffTransformer:
+    """The pair that a configuration names, on this process's device; on the CPU if it is still to be sharded."""
+    device = (processes or join()).device(config.device)
     return load_pair(
         config.base,
         config.target,
         base_revision=config.base_revision,
         target_revision=config.target_revision,
         dtype=getattr(torch, config.dtype),
-        device=device,
+        device="cpu" if config.training.shard_weights else device,
         allow_tokenizer_mismatch=config.allow_tokenizer_mismatch,
     )
 

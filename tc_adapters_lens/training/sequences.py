@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-__all__ = ["BatchPlan", "TokenBatch", "TokenSequences"]
+__all__ = ["BatchPlan", "TokenBatch", "TokenSequences", "deal"]
 
 PAD_ID = 0  # any valid id: padding is on the right, where causal attention keeps it from every counted position
 
@@ -26,10 +26,12 @@ class TokenBatch(NamedTuple):
 
     tokens: token ids, int64.
     mask: True where a position counts; False at padding.
+    positions: where the flattened mask is True, int64: known without asking the device.
     """
 
     tokens: Int[Tensor, "batch pos"]
     mask: Bool[Tensor, "batch pos"]
+    positions: Int[Tensor, " n_counted"]
 
 
 class TokenSequences:
@@ -39,14 +41,18 @@ class TokenSequences:
         tokens: all sequences' token ids, one after another, int32.
         mask: True where a position counts, same length.
         offsets: where each sequence starts, and the total length at the end.
+        fingerprint: theirs, where it is known already.
     """
 
-    def __init__(self, tokens: np.ndarray, mask: np.ndarray, offsets: np.ndarray) -> None:
+    def __init__(
+        self, tokens: np.ndarray, mask: np.ndarray, offsets: np.ndarray, fingerprint: str | None = None
+    ) -> None:
         assert len(tokens) == len(mask) == offsets[-1]
         assert offsets[0] == 0
         self.tokens = tokens.astype(np.int32, copy=False)
         self.mask = mask.astype(np.bool_, copy=False)
         self.offsets = offsets.astype(np.int64, copy=False)
+        self._fingerprint = fingerprint
 
     @classmethod
     def from_lists(
@@ -76,26 +82,53 @@ class TokenSequences:
     @property
     def n_counted(self) -> np.ndarray:
         """Unmasked tokens of each sequence."""
-        before = np.concatenate([[0], np.cumsum(self.mask, dtype=np.int64)])
-        return np.diff(before[self.offsets])
+        counted = np.zeros(len(self), dtype=np.int64)
+        filled = self.lengths > 0
+        counted[filled] = np.add.reduceat(self.mask, self.offsets[:-1][filled], dtype=np.int64) if filled.any() else 0
+        return counted
 
     def batch(self, indices: Iterable[int]) -> TokenBatch:
-        """The given sequences, padded on the right to the longest."""
+        """The given sequences, padded on the right to the longest; of none, one padded position."""
         chosen = [self[index] for index in indices]
-        shape = len(chosen), max(len(tokens) for tokens, _ in chosen)
+        shape = max(1, len(chosen)), max((len(tokens) for tokens, _ in chosen), default=1)
         tokens = np.full(shape, PAD_ID, dtype=np.int64)
         mask = np.zeros(shape, dtype=np.bool_)
         for row, (sequence, counted) in enumerate(chosen):
             tokens[row, : len(sequence)] = sequence
             mask[row, : len(sequence)] = counted
-        return TokenBatch(torch.from_numpy(tokens), torch.from_numpy(mask))
+        positions = np.flatnonzero(mask).astype(np.int64, copy=False)
+        return TokenBatch(torch.from_numpy(tokens), torch.from_numpy(mask), torch.from_numpy(positions))
 
     def fingerprint(self) -> str:
         """sha256 of all ids, masks and boundaries: a resumed run can tell that its data is the same."""
-        digest = hashlib.sha256()
-        for array in (self.offsets, self.tokens, self.mask):
-            digest.update(np.ascontiguousarray(array).data)
-        return f"sha256:{digest.hexdigest()}"
+        if self._fingerprint is None:
+            digest = hashlib.sha256()
+            for array in (self.offsets, self.tokens, self.mask):
+                digest.update(np.ascontiguousarray(array).data)
+            self._fingerprint = f"sha256:{digest.hexdigest()}"
+        return self._fingerprint
+
+
+def deal(lengths: Int[np.ndarray, " n_sequences"], n_shares: int) -> list[list[int]]:
+    """Sequences dealt out so that the shares, each padded to its longest sequence, are of similar size.
+
+    The longest comes first; each goes where the padded share is then smallest. With as many sequences as shares, or
+    more, no share is empty.
+
+    Args:
+        lengths: tokens of each sequence.
+        n_shares: how many shares, at least 1.
+    Returns:
+        Per share the positions in `lengths`, in order; all of them in the only share.
+    """
+    shares: list[list[int]] = [[] for _ in range(n_shares)]
+    longest = [0] * n_shares
+    for index in np.argsort(-np.asarray(lengths), kind="stable").tolist():
+        sizes = [(len(share) + 1) * (most or int(lengths[index])) for share, most in zip(shares, longest, strict=True)]
+        chosen = sizes.index(min(sizes))
+        shares[chosen].append(index)
+        longest[chosen] = longest[chosen] or int(lengths[index])
+    return [sorted(share) for share in shares]
 
 
 class BatchPlan:
@@ -103,7 +136,7 @@ class BatchPlan:
 
     Epoch e visits all sequences once, in the order that NumPy's PCG64 seeded with [seed, e] permutes them;
     steps are consecutive groups of `batch_size`, the last of an epoch may be smaller. Every sequence must
-    have a token that counts.
+    have a token that counts. Where several processes share a run, each takes its share of every step (`deal`).
 
     Args:
         sequences: what to train on.
@@ -111,6 +144,7 @@ class BatchPlan:
         training_tokens: end with the step in which this many unmasked tokens are reached, after as many
             epochs as that takes; None: one epoch.
         seed: of the orders.
+        rank, n_processes: whose share `batch` and `batches` give; everything else is about whole steps.
 
     Attributes:
         n_steps: steps of the whole plan.
@@ -125,10 +159,14 @@ class BatchPlan:
         batch_size: int,
         training_tokens: int | None = None,
         seed: int = 42,
+        rank: int = 0,
+        n_processes: int = 1,
     ) -> None:
         self.sequences = sequences
         self.batch_size = batch_size
         self.seed = seed
+        self.rank, self.n_processes = rank, n_processes
+        self._lengths = sequences.lengths
         self.steps_per_epoch = -(-len(sequences) // batch_size)
         self._counted = sequences.n_counted
         self._order: tuple[int, np.ndarray] | None = None
@@ -163,12 +201,19 @@ class BatchPlan:
         return self._epoch_order(epoch)[start : start + self.batch_size]
 
     def batch(self, step: int) -> TokenBatch:
-        """The batch of any step, in any order."""
-        return self.sequences.batch(self.indices(step))
+        """The share of this process in any step, in any order; with nothing that counts if the step has too few
+        sequences for all processes."""
+        chosen = self.indices(step)
+        share = deal(self._lengths[chosen], self.n_processes)[self.rank]
+        return self.sequences.batch(chosen[share])
 
     def batches(self, start_step: int = 0) -> Iterator[TokenBatch]:
         """The batches from a step to the end of the plan."""
         return map(self.batch, range(start_step, self.n_steps))
+
+    def n_tokens_in(self, step: int) -> int:
+        """Unmasked tokens of a step, over all processes."""
+        return int(self._counted[self.indices(step)].sum())
 
     def n_tokens_before(self, step: int) -> int:
         """Unmasked tokens of all steps before this one."""
@@ -181,7 +226,8 @@ class BatchPlan:
         return np.add.reduceat(self._counted[self._epoch_order(epoch)], starts)
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
-        if self._order is None or self._order[0] != epoch:
+        known = self._order  # read once: batches are made in another thread
+        if known is None or known[0] != epoch:
             generator = np.random.Generator(np.random.PCG64([self.seed, epoch]))
-            self._order = epoch, generator.permutation(len(self.sequences))
-        return self._order[1]
+            known = self._order = epoch, generator.permutation(len(self.sequences))
+        return known[1]

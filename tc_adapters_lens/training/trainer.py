@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import TrainStepOutput
+from sae_lens.training import sae_trainer
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -31,8 +32,9 @@ from tc_adapters_lens.models.atomic import atomic_directory
 from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
 from tc_adapters_lens.training.config import ObjectiveConfig
 from tc_adapters_lens.training.data import TokenBatch
+from tc_adapters_lens.training.distributed import Processes
 from tc_adapters_lens.training.joint import JointTranscoder, JointTranscoderConfig
-from tc_adapters_lens.training.objective import draw_cutoff, weighted_sum
+from tc_adapters_lens.training.objective import ObjectiveTerms, draw_cutoff, weighted_sum
 from tc_adapters_lens.training.step import training_step
 
 STATE_TENSORS = "trainer_state.safetensors"
@@ -71,9 +73,11 @@ class AdapterTrainer(SAETrainer[JointTranscoder, JointTranscoderConfig]):
         sae: the adapters.
         model: the pair, with nothing attached and its weights frozen.
         objective: weights of the terms.
-        data_provider: batches, starting at the step that training is at.
+        data_provider: this process's share of each batch, starting at the step that training is at.
+        n_tokens_in: unmasked tokens of a step, over all processes.
         on_metrics: called with each logged row.
         save_checkpoint_fn: SAELens' seam, called inside every checkpoint before it gets its final name.
+        processes: those of the run, which all make the same steps; the main one saves checkpoints.
     """
 
     cfg: AdapterTrainerConfig
@@ -85,13 +89,18 @@ class AdapterTrainer(SAETrainer[JointTranscoder, JointTranscoderConfig]):
         model: HookedDiffTransformer,
         objective: ObjectiveConfig,
         data_provider: Iterator[TokenBatch],
+        n_tokens_in: Callable[[int], int],
         on_metrics: Callable[[dict[str, Any]], None] | None = None,
         save_checkpoint_fn: Any = None,
+        processes: Processes | None = None,
     ) -> None:
         super().__init__(cfg, sae, data_provider, save_checkpoint_fn=save_checkpoint_fn)  # type: ignore[arg-type]
         self.model = model
         self.objective = objective
+        self.n_tokens_in = n_tokens_in
         self.on_metrics = on_metrics
+        self.processes = processes or Processes()
+        self._shall_stop = self.processes.stop_vote()
         self.n_optimizer_steps = 0
         self.stop_requested = False
         self.tokens_since_fired = torch.zeros(self._stats_shape, dtype=torch.int64, device=cfg.device)
@@ -109,17 +118,34 @@ class AdapterTrainer(SAETrainer[JointTranscoder, JointTranscoderConfig]):
         return is_dead(self.tokens_since_fired, self.cfg.dead_feature_window)
 
     @override
+    def fit(self) -> JointTranscoder:
+        """SAELens' loop; its progress bar is the main process's, and ends with it in any case."""
+        make, bars = sae_trainer.tqdm, []
+
+        def make_bar(**settings: Any) -> tqdm:  # type: ignore[type-arg]
+            bars.append(make(**settings, disable=not self.processes.is_main))
+            return bars[-1]
+
+        sae_trainer.tqdm = make_bar  # type: ignore[assignment]
+        try:
+            return super().fit()
+        finally:
+            sae_trainer.tqdm = make
+            for bar in bars:
+                bar.close()
+
+    @override
     def step(self, batch: TokenBatch) -> TrainStepOutput:  # type: ignore[override]
-        """One optimizer step on a batch of sequences.
+        """One optimizer step on a batch of sequences, of which every process has its share.
 
         Raises:
-            StopTraining: `stop_requested` was set; raised before anything changes.
+            StopTraining: `stop_requested` was set, on any process; raised by all in the same step, before anything
+                changes.
         """
-        if self.stop_requested:
+        if self._shall_stop(self.stop_requested):
             raise StopTraining
-        n_tokens = int(batch.mask.sum())
-        tokens, mask = (part.to(self.cfg.device, non_blocking=True) for part in batch)
-        positions = batch.mask.flatten().nonzero().squeeze(-1).to(self.cfg.device, non_blocking=True)
+        n_tokens = self.n_tokens_in(self.n_optimizer_steps)
+        tokens, mask, positions = (part.to(self.cfg.device, non_blocking=True) for part in batch)
         cutoff = draw_cutoff(self.cfg.seed, self.n_optimizer_steps, self.sae.cfg.n_layers)
         l1_coefficient = self.get_coefficients()["l1"]
         terms = training_step(
@@ -131,8 +157,10 @@ class AdapterTrainer(SAETrainer[JointTranscoder, JointTranscoderConfig]):
             cutoff,
             self.objective,
             l1_coefficient,
+            self.processes.summed if self.processes.n > 1 else None,
             checkpoint_blocks=self.cfg.checkpoint_blocks,
         )
+        terms = self._of_whole_batch(terms)
         loss = weighted_sum(terms, self.objective, l1_coefficient)
         with record_function("optimizer"):
             torch.nn.utils.clip_grad_norm_(self.sae.parameters(), MAX_GRAD_NORM)
@@ -165,6 +193,16 @@ class AdapterTrainer(SAETrainer[JointTranscoder, JointTranscoderConfig]):
         if self.n_optimizer_steps % self.cfg.log_every == 0 or self.n_optimizer_steps == self.cfg.n_steps:
             self._log_row(output)
         return output
+
+    def _of_whole_batch(self, terms: ObjectiveTerms) -> ObjectiveTerms:
+        """Sums over processes: of the gradients, in place, and of the terms."""
+        if self.processes.n == 1:
+            return terms
+        values = torch.cat([part.reshape(-1) for part in terms[:-1]])
+        grads = [param.grad for param in self.sae.parameters() if param.grad is not None]
+        self.processes.sum_(*grads, values, terms.counts)
+        kl, *nmse, to_target, to_replacement, l1 = values
+        return ObjectiveTerms(kl, torch.stack(nmse), to_target, to_replacement, l1, terms.counts)
 
     def _log_row(self, output: TrainStepOutput) -> None:
         row = self.build_train_step_log_dict(output, self.n_training_samples)
@@ -231,7 +269,7 @@ class AdapterTrainer(SAETrainer[JointTranscoder, JointTranscoderConfig]):
         wandb_aliases: list[str] | None = None,
     ) -> None:
         base = Path(base_path or self.cfg.checkpoint_path or ".")
-        if (base / checkpoint_name).exists():
+        if not self.processes.is_main or (base / checkpoint_name).exists():
             return
         base.mkdir(parents=True, exist_ok=True)
         with atomic_directory(base / checkpoint_name, error=AdapterSetError) as unfinished:

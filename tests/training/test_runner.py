@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -153,6 +154,7 @@ def test_sigterm_saves_and_the_rest_of_the_run_is_bit_identical(pair_dirs, finis
     with pytest.raises(StopTraining, match=f"Stopped at step {step} of"):
         runner.run()
     assert signal.getsignal(signal.SIGTERM) is handler
+    assert "prefetch" not in [thread.name for thread in threading.enumerate()]
     assert not (out / "adapters").exists()
     assert_same_bits(train(config, out), finished[1])
     assert rows(out)[-1]["losses/kl"] == rows(finished[0])[-1]["losses/kl"]
@@ -215,6 +217,16 @@ def test_other_data_on_resume_is_refused(pair_dirs, tmp_path) -> None:
     copy.write_text("\n".join(reversed(data.read_text().splitlines())))
     with pytest.raises(DataError, match=r"same data \("):
         train(config, tmp_path / "run")
+
+
+def test_a_resumed_run_tokenises_nothing(pair_dirs, finished, tmp_path, monkeypatch) -> None:
+    config = interrupted_run(pair_dirs, tmp_path / "run")
+
+    def refuse(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("tc_adapters_lens.training.data._tokenise", refuse)
+    assert_same_bits(train(config, tmp_path / "run"), finished[1])
 
 
 @pytest.mark.parametrize("file", ["trainer_state.safetensors", "sae_weights.safetensors", "trainer_state.json"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tc_adapters_lens.training.sequences import BatchPlan, TokenSequences
+from tc_adapters_lens.training.sequences import BatchPlan, TokenSequences, deal
 
 
 def make_sequences(lengths: list[int], counted: list[int] | None = None) -> TokenSequences:
@@ -42,6 +42,15 @@ class TestTokenSequences:
         assert batch.tokens.tolist() == [[3, 3, 0], [1, 1, 1]]
         assert batch.mask.tolist() == [[True, True, False], [True, True, True]]
         assert (batch.tokens.dtype, batch.mask.dtype) == (torch.int64, torch.bool)
+
+    def test_positions_are_those_of_the_flat_mask(self):
+        batch = make_sequences([3, 1, 2], [2, 1, 0]).batch([1, 0, 2])
+        assert batch.positions.tolist() == [0, 4, 5] == batch.mask.flatten().nonzero().flatten().tolist()
+        assert batch.positions.dtype == torch.int64
+
+    def test_counted_tokens_of_empty_sequences_too(self):
+        sequences = make_sequences([0, 3, 0, 0, 2, 1, 0], [0, 2, 0, 0, 0, 1, 0])
+        assert sequences.n_counted.tolist() == [0, 2, 0, 0, 0, 1, 0]
 
     def test_fingerprint(self):
         same, other = make_sequences([2, 3]), make_sequences([3, 2])
@@ -103,3 +112,40 @@ class TestBatchPlan:
             with pytest.raises(IndexError, match=rf"steps 0 to 1\. Got {step}"):
                 plan.batch(step)
         assert list(plan.batches(2)) == []
+
+
+class TestDeal:
+    def test_by_hand(self):
+        # 10 alone is 10; 3 then 2 padded to 3 then 1 padded to 3 is 9
+        assert deal(np.array([1, 10, 2, 3]), 2) == [[1], [0, 2, 3]]
+        assert deal(np.array([4, 4, 4, 4]), 2) == [[0, 2], [1, 3]]
+        assert deal(np.array([5, 7]), 1) == [[0, 1]]
+        assert deal(np.array([5]), 3) == [[0], [], []]
+
+    def test_everything_is_dealt_once_and_nobody_is_left_out(self):
+        generator = np.random.default_rng(0)
+        for n_sequences, n_shares in itertools.product(range(1, 12), range(1, 6)):
+            shares = deal(generator.integers(1, 50, n_sequences), n_shares)
+            assert sorted(itertools.chain(*shares)) == list(range(n_sequences))
+            assert sum(map(bool, shares)) == min(n_sequences, n_shares)
+
+    def test_padded_shares_are_of_similar_size(self):
+        generator = np.random.default_rng(0)
+        for _ in range(20):
+            lengths = generator.integers(1, 100, 32)
+            padded = [len(share) * max(lengths[share]) for share in deal(lengths, 4)]
+            assert max(padded) - min(padded) <= 2 * lengths.max()
+
+    def test_processes_share_the_steps_of_one_plan(self):
+        sequences = make_sequences([3, 1, 4, 1, 5, 9, 2, 6, 5], [1, 1, 2, 1, 3, 4, 2, 5, 3])
+        whole = BatchPlan(sequences, 4, training_tokens=60)
+        shares = [BatchPlan(sequences, 4, training_tokens=60, rank=rank, n_processes=3) for rank in range(3)]
+        empty = 0
+        for step in range(whole.n_steps):
+            batches = [plan.batch(step) for plan in shares]
+            assert sum(int(batch.mask.sum()) for batch in batches) == whole.n_tokens_in(step)
+            assert int(whole.batch(step).mask.sum()) == whole.n_tokens_in(step)
+            dealt = sorted(row for batch in batches for row in batch.tokens.max(-1).values.tolist() if row)
+            assert dealt == sorted((whole.indices(step) + 1).tolist())
+            empty += sum(not batch.mask.any() for batch in batches)
+        assert empty > 0
