@@ -177,6 +177,24 @@ class TestPresets:
         message = error_of({"objective": {"preset": "author"}})
         assert message == ("objective.preset must be one of paper, authors. Got 'author'. Did you mean 'authors'?")
 
+    def test_fast_training(self):
+        training = TrainingConfig.from_dict({**MINIMAL, "training": {"preset": "fast", "lr": 0.1}}).training
+        expected = OptimConfig(lr=0.1, lr_scheduler_name="constant", lr_decay_steps=None, start="data", local_share=0.5)
+        assert training == expected
+        assert TrainingConfig.from_dict({**MINIMAL, "training": dataclasses.asdict(training)}).training == expected
+
+    @pytest.mark.parametrize("values", [{}, {"preset": "paper"}])
+    def test_paper_training_is_the_default(self, values: dict[str, Any]):
+        assert TrainingConfig.from_dict({**MINIMAL, "training": values}).training == OptimConfig()
+
+    def test_fast_is_for_adapters_that_start_from_nothing(self):
+        message = error_of({"training": {"preset": "fast"}, "warm_start": "runs/sparse/adapters"})
+        assert "Got training.start data and local_share 0.5; set training.start: random" in message
+
+    def test_a_decay_over_all_steps_needs_a_constant_rate_before_it(self):
+        message = error_of({"training": {"lr_decay_steps": None}})
+        assert message.endswith("Got cosineannealing.")
+
 
 class TestLoadConfig:
     def test_scientific_notation_is_a_number(self, tmp_path: Path):
