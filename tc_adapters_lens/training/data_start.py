@@ -29,7 +29,7 @@ from tc_adapters_lens.training.sequences import TokenSequences
 
 __all__ = ["ACTIVE_TOKENS", "DECODER_SHARE", "data_start"]
 
-ACTIVE_TOKENS = 2
+ACTIVE_TOKENS = 4
 DECODER_SHARE = 0.3
 _TOKENS_SEEN = 4  # for every token that is drawn
 _ENCODER_NORM = 3**-0.5

@@ -276,12 +276,15 @@ class TestLoadConfig:
             load_config(path, ["data.chat_template=yours.jinja"])
 
 
-@pytest.mark.parametrize("name", ["toy", "r1-distill-qwen-7b", "r1-distill-qwen-1.5b", "r1-distill-llama-8b"])
+@pytest.mark.parametrize(
+    "name", ["toy", "toy-fast", "r1-distill-qwen-7b", "r1-distill-qwen-1.5b", "r1-distill-llama-8b"]
+)
 def test_shipped_configs_load(name: str):
     config = load_config(CONFIGS / f"{name}.yaml")
     assert config.objective == ObjectiveConfig.paper(config.objective.l1_coefficient)
-    assert config.training.lr == (0.01 if name == "toy" else 8e-4)
-    if name != "toy":
+    assert config.training.lr == {"toy": 0.01, "toy-fast": 0.0075}.get(name, 8e-4)
+    assert config.training.local_share == (0.5 if name == "toy-fast" else 0)
+    if not name.startswith("toy"):
         assert config.allow_tokenizer_mismatch
         assert config.dtype == "bfloat16"
         assert config.data.chat_template is not None
@@ -289,7 +292,7 @@ def test_shipped_configs_load(name: str):
 
 
 def test_every_shipped_config_is_tested():
-    assert len(list(CONFIGS.glob("*.yaml"))) == 4
+    assert len(list(CONFIGS.glob("*.yaml"))) == 5
 
 
 def test_command_line_through_jsonargparse(tmp_path: Path):
