@@ -37,6 +37,7 @@ from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
 from tc_adapters_lens.models.pair import load_pair
 from tc_adapters_lens.training.config import TrainingConfig
 from tc_adapters_lens.training.data import BatchPlan, TokenSequences, load_sequences
+from tc_adapters_lens.training.data_start import data_start
 from tc_adapters_lens.training.distributed import Processes, ProcessLostError, join
 from tc_adapters_lens.training.joint import JointTranscoder, JointTranscoderConfig
 from tc_adapters_lens.training.prefetch import Prefetch
@@ -178,6 +179,13 @@ class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
         fresh = AdapterSet.fresh(model.n_layers, model.d_model, cfg.adapters.n_features, info, seed=cfg.seed)
         if cfg.warm_start is not None:
             fresh = load_warm_start(cfg.warm_start, fresh)
+        elif cfg.training.start == "data":
+            batch_size = cfg.training.batch_size_prompts
+            state = data_start(self.model, self.plan.sequences, fresh.n_features, cfg.seed, batch_size)
+            if not self.processes.is_main:  # every process begins with the main one's bits
+                state = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+            self.processes.sum_(*state.values())
+            fresh = AdapterSet.from_state(state, info)
         joint = JointTranscoder(
             JointTranscoderConfig(
                 d_in=model.d_model,
@@ -194,7 +202,8 @@ class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
     def _saelens_config(self) -> LanguageModelSAERunnerConfig[JointTranscoderConfig]:
         """The same run in SAELens' words: what wandb and runner_cfg.json hold."""
         optim, log = self.config.training, self.config.logger
-        warm_up = optim.lr_warm_up_steps
+        n_steps, warm_up, decay = self.plan.n_steps, optim.lr_warm_up_steps, optim.lr_decay_steps
+        warm_up = round(_WARM_UP_SHARE * n_steps) if warm_up is None else warm_up
         cfg = LanguageModelSAERunnerConfig(
             sae=self.sae.cfg,
             model_name=self.config.target,
@@ -204,12 +213,12 @@ class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
             context_size=int(self.plan.sequences.lengths.max()),
             training_tokens=self.plan.n_tokens,
             store_batch_size_prompts=optim.batch_size_prompts,
-            train_batch_size_tokens=max(1, self.plan.n_tokens // self.plan.n_steps),
+            train_batch_size_tokens=max(1, self.plan.n_tokens // n_steps),
             lr=optim.lr,
             lr_scheduler_name=optim.lr_scheduler_name,
-            lr_warm_up_steps=round(_WARM_UP_SHARE * self.plan.n_steps) if warm_up is None else warm_up,
+            lr_warm_up_steps=warm_up,
             lr_end=optim.lr_end,
-            lr_decay_steps=optim.lr_decay_steps,
+            lr_decay_steps=max(n_steps - warm_up, 0) if decay is None else decay,
             adam_beta1=optim.adam_beta1,
             adam_beta2=optim.adam_beta2,
             dead_feature_window=optim.dead_feature_window,
@@ -288,6 +297,7 @@ class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
             cfg=AdapterTrainerConfig(
                 **vars(stock),
                 n_steps=self.plan.n_steps,
+                n_local_steps=int(self.config.training.local_share * self.plan.n_steps),
                 seed=self.config.seed,
                 log_every=self.config.logger.wandb_log_frequency,
                 checkpoint_blocks=self.config.training.activation_checkpointing,
@@ -412,8 +422,9 @@ def _cut_metrics(path: Path, step: int) -> None:
 
 
 def _last_metrics(path: Path, n_rows: int = 20) -> dict[str, float]:
-    """KL, NMSE and L0, averaged over the last logged rows."""
+    """KL, NMSE and L0, averaged over the last logged rows of the joint objective."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[-n_rows:]]
+    rows = [row for row in rows if _MEASURED_KEYS["kl"] in row]
     return {name: sum(row[key] for row in rows) / len(rows) for name, key in _MEASURED_KEYS.items()}
 
 

@@ -28,7 +28,7 @@ class Section:
     """Base of every part of a configuration: checks its fields' types, then its own `check`."""
 
     section: ClassVar[str] = ""  # dotted place in the whole configuration, for messages
-    input_keys: ClassVar[tuple[str, ...]] = ()  # keys that `prepare` replaces by fields
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # the first gives values where none is named
 
     def __post_init__(self) -> None:
         for name, hint in _hints(type(self)).items():
@@ -44,9 +44,24 @@ class Section:
         """Raises ConfigError where a value is out of range; overridden by each section."""
 
     @classmethod
+    def input_keys(cls) -> tuple[str, ...]:
+        """Keys that users may write besides the fields."""
+        return ("preset",) if cls.presets else ()
+
+    @classmethod
     def prepare(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Turns what users may write into fields."""
-        return values
+        """Turns what users may write into fields: `preset: NAME` into the values that are not written out.
+
+        Raises:
+            ConfigError: there is no such preset.
+        """
+        if not cls.presets:
+            return values
+        preset = values.get("preset", next(iter(cls.presets)))
+        if not isinstance(preset, str) or preset not in cls.presets:
+            names, hint = ", ".join(cls.presets), did_you_mean(str(preset), cls.presets)
+            raise ConfigError(f"{cls.key('preset')} must be one of {names}. Got {preset!r}.{hint}")
+        return {**cls.presets[preset], **values}
 
     @classmethod
     def key(cls, name: str) -> str:
@@ -91,7 +106,7 @@ def build(cls: type[SectionT], values: Any, root: type[Section] | None = None) -
         raise ConfigError(f"{cls.section or 'a configuration'} must be a mapping of keys to values. Got {values!r}.")
     hints = _hints(cls)
     for name in values:
-        if name not in hints and name not in cls.input_keys:
+        if name not in hints and name not in cls.input_keys():
             raise ConfigError(f"unknown key '{cls.key(str(name))}'.{_nearest(str(name), cls, root)}")
     arguments = {name: _read(value, hints[name], root) for name, value in cls.prepare(values).items() if name in hints}
     for field in dataclasses.fields(cls):
@@ -103,7 +118,7 @@ def build(cls: type[SectionT], values: Any, root: type[Section] | None = None) -
 
 def key_names(cls: type[Section]) -> Iterator[str]:
     """Every key a user may write, dotted: `seed`, `training.lr`, ..."""
-    yield from map(cls.key, cls.input_keys)
+    yield from map(cls.key, cls.input_keys())
     for name, hint in _hints(cls).items():
         if _is_section(hint):
             yield from key_names(hint)
@@ -158,7 +173,7 @@ def _nearest(name: str, cls: type[Section], root: type[Section]) -> str:
     if not nearest:
         places = {key.rpartition(".")[2]: key for key in key_names(root)}
         nearest = f" Did you mean '{places[name]}'?" if name in places else ""
-    return nearest or f" Known keys here: {', '.join(sorted({*own, *cls.input_keys}))}."
+    return nearest or f" Known keys here: {', '.join(sorted({*own, *cls.input_keys()}))}."
 
 
 def _hints(cls: type[Section]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from sae_lens.config import SAETrainerConfig
@@ -22,6 +22,7 @@ from sae_lens.training import sae_trainer
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.profiler import record_function
 from tqdm.auto import tqdm
 from typing_extensions import override
@@ -34,12 +35,14 @@ from tc_adapters_lens.training.config import ObjectiveConfig
 from tc_adapters_lens.training.data import TokenBatch
 from tc_adapters_lens.training.distributed import Processes
 from tc_adapters_lens.training.joint import JointTranscoder, JointTranscoderConfig
+from tc_adapters_lens.training.local_step import LocalTerms, local_step
 from tc_adapters_lens.training.objective import ObjectiveTerms, draw_cutoff, weighted_sum
 from tc_adapters_lens.training.step import training_step
 
 STATE_TENSORS = "trainer_state.safetensors"
 STATE_VALUES = "trainer_state.json"
 MAX_GRAD_NORM = 1.0
+_SHOWN = {"KL": "losses/kl", "NMSE": "losses/nmse", "local error": "losses/local_error"}
 _ADAM_TENSORS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -51,10 +54,12 @@ class StopTraining(AdapterLensError):
 class AdapterTrainerConfig(SAETrainerConfig):
     """SAELens' trainer settings, with the exact number of steps (sequences differ in length).
 
-    A sample is one unmasked token; `dead_feature_window` counts unmasked tokens.
+    A sample is one unmasked token; `dead_feature_window` counts unmasked tokens. The first `n_local_steps` of the
+    `n_steps` train every layer by itself.
     """
 
     n_steps: int = 0
+    n_local_steps: int = 0
     seed: int = 42
     log_every: int = 10
     checkpoint_blocks: bool = False
@@ -63,6 +68,18 @@ class AdapterTrainerConfig(SAETrainerConfig):
     @override
     def total_training_steps(self) -> int:
         return self.n_steps
+
+
+_Terms = TypeVar("_Terms", ObjectiveTerms, LocalTerms)
+
+
+class _Gradients(NamedTuple):
+    """What is told of a step's losses once its gradients are there."""
+
+    counts: Tensor
+    loss: Tensor
+    losses: dict[str, Tensor]
+    metrics: dict[str, float | Tensor]
 
 
 class AdapterTrainer(SAETrainer[JointTranscoder, JointTranscoderConfig]):
@@ -95,6 +112,9 @@ class AdapterTrainer(SAETrainer[JointTranscoder, JointTranscoderConfig]):
         processes: Processes | None = None,
     ) -> None:
         super().__init__(cfg, sae, data_provider, save_checkpoint_fn=save_checkpoint_fn)  # type: ignore[arg-type]
+        # SAELens makes a plain Adam. The fused one takes one pass over the parameters, and no temporary of their size.
+        self._fused_adam = torch.device(cfg.device).type in ("cpu", "cuda")
+        self.optimizer.param_groups[0]["fused"] = self._fused_adam
         self.model = model
         self.objective = objective
         self.n_tokens_in = n_tokens_in
@@ -146,22 +166,10 @@ class AdapterTrainer(SAETrainer[JointTranscoder, JointTranscoderConfig]):
             raise StopTraining
         n_tokens = self.n_tokens_in(self.n_optimizer_steps)
         tokens, mask, positions = (part.to(self.cfg.device, non_blocking=True) for part in batch)
-        cutoff = draw_cutoff(self.cfg.seed, self.n_optimizer_steps, self.sae.cfg.n_layers)
-        l1_coefficient = self.get_coefficients()["l1"]
-        terms = training_step(
-            self.model,
-            self.sae.layer_weights(self.model.cfg.dtype),
-            tokens,
-            mask,
-            positions,
-            cutoff,
-            self.objective,
-            l1_coefficient,
-            self.processes.summed if self.processes.n > 1 else None,
-            checkpoint_blocks=self.cfg.checkpoint_blocks,
-        )
-        terms = self._of_whole_batch(terms)
-        loss = weighted_sum(terms, self.objective, l1_coefficient)
+        if self.n_optimizer_steps < self.cfg.n_local_steps:
+            counts, loss, losses, metrics = self._local_step(tokens, mask, positions)
+        else:
+            counts, loss, losses, metrics = self._joint_step(tokens, mask, positions)
         with record_function("optimizer"):
             torch.nn.utils.clip_grad_norm_(self.sae.parameters(), MAX_GRAD_NORM)
             self.optimizer.step()
@@ -173,36 +181,71 @@ class AdapterTrainer(SAETrainer[JointTranscoder, JointTranscoderConfig]):
         self.n_training_samples += n_tokens
         self.n_optimizer_steps += 1
         self.n_frac_active_samples += n_tokens
-        self.act_freq_scores += terms.counts
-        self.tokens_since_fired = update_tokens_since_fired(self.tokens_since_fired, terms.counts, n_tokens)
+        self.act_freq_scores += counts
+        self.tokens_since_fired = update_tokens_since_fired(self.tokens_since_fired, counts, n_tokens)
         output = TrainStepOutput(
             sae_in=tokens,
             sae_out=tokens,
-            feature_acts=terms.counts,
-            hidden_pre=terms.counts,
+            feature_acts=counts,
+            hidden_pre=counts,
             loss=loss,
-            losses={
-                "kl": terms.kl,
-                "nmse": terms.nmse.mean(),
-                "bridging_to_target": terms.bridging_to_target,
-                "bridging_to_replacement": terms.bridging_to_replacement,
-                "l1": terms.l1,
-            },
-            metrics={"l0": terms.counts.sum() / (n_tokens * self.sae.cfg.n_layers), "cutoff": cutoff},
+            losses=losses,
+            metrics={"l0": counts.sum() / (n_tokens * self.sae.cfg.n_layers), **metrics},
         )
         if self.n_optimizer_steps % self.cfg.log_every == 0 or self.n_optimizer_steps == self.cfg.n_steps:
             self._log_row(output)
         return output
 
-    def _of_whole_batch(self, terms: ObjectiveTerms) -> ObjectiveTerms:
-        """Sums over processes: of the gradients, in place, and of the terms."""
+    def _local_step(self, tokens: Tensor, mask: Tensor, positions: Tensor) -> _Gradients:
+        weights, l1_coefficient = self.sae.layer_weights(self.model.cfg.dtype), self.get_coefficients()["l1"]
+        share = local_step(self.model, weights, tokens, mask, positions, l1_coefficient, self._sum_over_processes)
+        terms = self._of_whole_batch(share)
+        losses = {"local_error": terms.error.mean(), "l1": terms.l1}
+        return _Gradients(terms.counts, terms.loss(l1_coefficient), losses, {})
+
+    def _joint_step(self, tokens: Tensor, mask: Tensor, positions: Tensor) -> _Gradients:
+        if self.n_optimizer_steps == self.cfg.n_local_steps:
+            self.optimizer.state.clear()  # moments of the local phase's gradients are of another loss
+        cutoff = draw_cutoff(self.cfg.seed, self.n_optimizer_steps, self.sae.cfg.n_layers)
+        weights, l1_coefficient = self.sae.layer_weights(self.model.cfg.dtype), self.get_coefficients()["l1"]
+        share = training_step(
+            self.model,
+            weights,
+            tokens,
+            mask,
+            positions,
+            cutoff,
+            self.objective,
+            l1_coefficient,
+            self._sum_over_processes,
+            checkpoint_blocks=self.cfg.checkpoint_blocks,
+        )
+        terms = self._of_whole_batch(share)
+        losses = {
+            "kl": terms.kl,
+            "nmse": terms.nmse.mean(),
+            "bridging_to_target": terms.bridging_to_target,
+            "bridging_to_replacement": terms.bridging_to_replacement,
+            "l1": terms.l1,
+        }
+        loss = weighted_sum(terms, self.objective, l1_coefficient)
+        return _Gradients(terms.counts, loss, losses, {"cutoff": cutoff})
+
+    @property
+    def _sum_over_processes(self) -> Callable[[Tensor], Tensor] | None:
+        return self.processes.summed if self.processes.n > 1 else None
+
+    def _of_whole_batch(self, share: _Terms) -> _Terms:
+        """Sums over processes: of the gradients, in place, and of the terms, of which the last are counts."""
         if self.processes.n == 1:
-            return terms
-        values = torch.cat([part.reshape(-1) for part in terms[:-1]])
+            return share
+        *parts, counts = share
+        values = torch.cat([part.reshape(-1) for part in parts])
         grads = [param.grad for param in self.sae.parameters() if param.grad is not None]
-        self.processes.sum_(*grads, values, terms.counts)
-        kl, *nmse, to_target, to_replacement, l1 = values
-        return ObjectiveTerms(kl, torch.stack(nmse), to_target, to_replacement, l1, terms.counts)
+        self.processes.sum_(*grads, values, counts)
+        summed = values.split([part.numel() for part in parts])
+        terms = {name: new.view(old.shape) for name, new, old in zip(share._fields, summed, parts, strict=False)}
+        return share._replace(**terms, counts=counts)
 
     def _log_row(self, output: TrainStepOutput) -> None:
         row = self.build_train_step_log_dict(output, self.n_training_samples)
@@ -254,12 +297,8 @@ class AdapterTrainer(SAETrainer[JointTranscoder, JointTranscoderConfig]):
         row = getattr(self, "last_row", None)
         if row is not None and self.n_optimizer_steps % self.cfg.log_every == 0:
             pbar.set_description(f"step {self.n_optimizer_steps}/{self.cfg.n_steps}", refresh=False)
-            pbar.set_postfix(
-                KL=f"{row['losses/kl']:.4f}",
-                NMSE=f"{row['losses/nmse']:.4f}",
-                L0=f"{row['metrics/l0']:.2f}",
-                dead=row["sparsity/dead_features"],
-            )
+            shown = {name: f"{row[key]:.4f}" for name, key in _SHOWN.items() if key in row}
+            pbar.set_postfix(shown, L0=f"{row['metrics/l0']:.2f}", dead=row["sparsity/dead_features"])
 
     @override
     def save_checkpoint(
@@ -314,7 +353,9 @@ class AdapterTrainer(SAETrainer[JointTranscoder, JointTranscoderConfig]):
             values = json.loads((checkpoint_path / STATE_VALUES).read_text())
             for name, param in self.sae.named_parameters():
                 self.optimizer.state[param] = {
-                    key: tensors[f"adam.{name}.{key}"].to("cpu" if key == "step" else self.cfg.device)
+                    key: tensors[f"adam.{name}.{key}"].to(
+                        "cpu" if key == "step" and not self._fused_adam else self.cfg.device
+                    )
                     for key in _ADAM_TENSORS
                 }
             self.act_freq_scores = tensors["act_freq_scores"]

@@ -18,7 +18,7 @@ from tests.tiny import nudged, save, tiny_model, tiny_pair, word_tokenizer
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-HUB_CONFIGS = [path for path in CONFIGS if path.stem != "toy"]
+HUB_CONFIGS = [path for path in CONFIGS if not path.stem.startswith("toy")]
 WEIGHTS = "model.safetensors"
 MLP = "model.layers.1.mlp.up_proj.weight"
 
@@ -219,13 +219,14 @@ def test_published_configurations_are_valid_without_weights(path, doctor):
     assert result["memory"] is None
 
 
-def test_there_are_four_published_configurations():
-    assert len(CONFIGS) == 4
+def test_there_are_five_published_configurations():
+    assert len(CONFIGS) == 5
     assert len(HUB_CONFIGS) == 3
 
 
-def test_the_toy_configuration_checks_the_shipped_pair(doctor):
-    out, _, result = doctor("--config", str(ROOT / "configs" / "toy.yaml"))
+@pytest.mark.parametrize("name", ["toy", "toy-fast"])
+def test_the_toy_configurations_check_the_shipped_pair(doctor, name):
+    out, _, result = doctor("--config", str(ROOT / "configs" / f"{name}.yaml"))
     assert "pair toy:base -> toy:target" in out
     assert result["weight_change"]["mlp_share_of_squared_change"] > 0
     assert 0 < result["memory"]["total_gib"] < 4

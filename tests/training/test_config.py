@@ -73,7 +73,7 @@ class TestFromDict:
     def test_unknown_key(self, values: dict[str, Any], unknown: str, nearest: str | None):
         message = error_of(values)
         if nearest is None:
-            assert "Known keys here: adam_beta1, adam_beta2" in message
+            assert "Known keys here: activation_checkpointing, adam_beta1" in message
         else:
             assert f"Did you mean '{nearest}'?" in message
         assert f"unknown key '{unknown}'" in message
@@ -177,6 +177,24 @@ class TestPresets:
         message = error_of({"objective": {"preset": "author"}})
         assert message == ("objective.preset must be one of paper, authors. Got 'author'. Did you mean 'authors'?")
 
+    def test_fast_training(self):
+        training = TrainingConfig.from_dict({**MINIMAL, "training": {"preset": "fast", "lr": 0.1}}).training
+        expected = OptimConfig(lr=0.1, lr_scheduler_name="constant", lr_decay_steps=None, start="data", local_share=0.5)
+        assert training == expected
+        assert TrainingConfig.from_dict({**MINIMAL, "training": dataclasses.asdict(training)}).training == expected
+
+    @pytest.mark.parametrize("values", [{}, {"preset": "paper"}])
+    def test_paper_training_is_the_default(self, values: dict[str, Any]):
+        assert TrainingConfig.from_dict({**MINIMAL, "training": values}).training == OptimConfig()
+
+    def test_fast_is_for_adapters_that_start_from_nothing(self):
+        message = error_of({"training": {"preset": "fast"}, "warm_start": "runs/sparse/adapters"})
+        assert "Got training.start data and local_share 0.5; set training.start: random" in message
+
+    def test_a_decay_over_all_steps_needs_a_constant_rate_before_it(self):
+        message = error_of({"training": {"lr_decay_steps": None}})
+        assert message.endswith("Got cosineannealing.")
+
 
 class TestLoadConfig:
     def test_scientific_notation_is_a_number(self, tmp_path: Path):
@@ -258,12 +276,15 @@ class TestLoadConfig:
             load_config(path, ["data.chat_template=yours.jinja"])
 
 
-@pytest.mark.parametrize("name", ["toy", "r1-distill-qwen-7b", "r1-distill-qwen-1.5b", "r1-distill-llama-8b"])
+@pytest.mark.parametrize(
+    "name", ["toy", "toy-fast", "r1-distill-qwen-7b", "r1-distill-qwen-1.5b", "r1-distill-llama-8b"]
+)
 def test_shipped_configs_load(name: str):
     config = load_config(CONFIGS / f"{name}.yaml")
     assert config.objective == ObjectiveConfig.paper(config.objective.l1_coefficient)
-    assert config.training.lr == (0.01 if name == "toy" else 8e-4)
-    if name != "toy":
+    assert config.training.lr == {"toy": 0.01, "toy-fast": 0.0075}.get(name, 8e-4)
+    assert config.training.local_share == (0.5 if name == "toy-fast" else 0)
+    if not name.startswith("toy"):
         assert config.allow_tokenizer_mismatch
         assert config.dtype == "bfloat16"
         assert config.data.chat_template is not None
@@ -271,7 +292,7 @@ def test_shipped_configs_load(name: str):
 
 
 def test_every_shipped_config_is_tested():
-    assert len(list(CONFIGS.glob("*.yaml"))) == 4
+    assert len(list(CONFIGS.glob("*.yaml"))) == 5
 
 
 def test_command_line_through_jsonargparse(tmp_path: Path):

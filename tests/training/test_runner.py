@@ -161,6 +161,46 @@ def test_sigterm_saves_and_the_rest_of_the_run_is_bit_identical(pair_dirs, finis
     assert [row["step"] for row in rows(out)] == [row["step"] for row in rows(finished[0])]
 
 
+FAST = {"preset": "fast", "n_checkpoints": 0}
+
+
+@pytest.fixture(scope="module")
+def finished_fast(pair_dirs, tmp_path_factory) -> tuple[Path, AdapterSet, int]:
+    """A run of preset `fast` that was never interrupted, and the last step of its local phase."""
+    out = tmp_path_factory.mktemp("fast") / "run"
+    adapters = train(make_config(pair_dirs, training=FAST), out)
+    return out, adapters, sum("losses/local_error" in row for row in rows(out))
+
+
+def test_fast_begins_with_a_local_phase_on_one_falling_learning_rate(finished_fast) -> None:
+    out, adapters, border = finished_fast
+    local, joint = rows(out)[:border], rows(out)[border:]
+    assert abs(len(local) - len(joint)) <= 1
+    assert all("losses/local_error" in row and "losses/kl" not in row for row in local)
+    assert all("losses/kl" in row and "losses/local_error" not in row for row in joint)
+    assert local[-1]["losses/local_error"] < 0.8 * local[0]["losses/local_error"]
+    lrs = torch.tensor([row["details/current_learning_rate"] for row in rows(out)])
+    n_warm_up = round(0.05 * len(lrs))
+    expected = 1e-2 * (1 - torch.arange(len(lrs) - n_warm_up + 1) / (len(lrs) - n_warm_up))
+    torch.testing.assert_close(lrs[n_warm_up - 1 :], expected, atol=1e-8, rtol=1e-4)  # linear, to zero
+    assert adapters.info.measured["kl"] == pytest.approx(sum(r["losses/kl"] for r in joint[-20:]) / len(joint[-20:]))
+
+
+@pytest.mark.parametrize("after_border", [-3, -1, 0, 1, 4])
+def test_fast_goes_on_bit_identically_in_either_phase_and_at_the_border(
+    pair_dirs, finished_fast, tmp_path, after_border
+) -> None:
+    reference, adapters, border = finished_fast
+    out, config = tmp_path / "run", make_config(pair_dirs, training=FAST)
+    runner = AdapterTrainingRunner(config, out)
+    runner._write_metrics = _StopAt(runner, border + after_border)  # type: ignore[method-assign]
+    with pytest.raises(StopTraining, match=f"Stopped at step {border + after_border} of"):
+        runner.run()
+    assert_same_bits(train(config, out), adapters)
+    losses = [[row["losses/overall_loss"] for row in rows(run)] for run in (out, reference)]
+    assert losses[0] == losses[1]
+
+
 _TRAIN = """
 import sys
 from pathlib import Path
