@@ -10,31 +10,30 @@ floor       Every matmul and attention kernel that has to run when nothing is co
             no norms, activations, softmax, KL, or optimizer. For a cutoff k: L layers of the target, L of the
             replacement, L - k of each bridge. The replacement pass shares the first layer's attention with the
             target, a bridge shares that of layer k with the pass it leaves. Backwards give input gradients of frozen
-            weights, and of adapters the weights' too; none go where no adapter lies below. Adapters are dense.
+            weights, and of adapters the weights' too; none go where no adapter lies below. Adapters are dense, or,
+            with `active_only`, of an adapter only the encoder's matmul remains: all else could touch active features
+            alone, and is left out.
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
-import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import record_function
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
 from transformer_lens.hook_points import HookPoint
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
-from tc_adapters_lens.core.losses import kl_divergence, masked_mean, nmse, sparsity
-from tc_adapters_lens.core.statistics import feature_counts, update_tokens_since_fired
+from tc_adapters_lens.core.losses import kl_divergence
+from tc_adapters_lens.core.statistics import update_tokens_since_fired
 from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
 from tc_adapters_lens.models.names import hook_delta, hook_in
 from tc_adapters_lens.models.pair import load_pair
@@ -96,7 +95,7 @@ class Subject:
         shape: its sizes.
         base, target: as Hugging Face models, on the CPU; they share everything but the MLPs.
         model: the pair.
-        adapters: all layers' parameters, float32.
+        adapters: all layers' parameters, float32, on the CPU.
         tokens: `[batch length]`.
     """
 
@@ -108,7 +107,13 @@ class Subject:
             self.base, self.target, dtype=shape.torch_dtype, device=shape.device
         ).requires_grad_(False)
         self.tokens = torch.randint(shape.d_vocab, (shape.batch, shape.length))
-        self.adapters = _random_adapters(self.model, shape, self.tokens.to(shape.device))
+        adapters = _random_adapters(self.model, shape, self.tokens.to(shape.device))
+        self.adapters = {name: stacked.cpu() for name, stacked in adapters.items()}
+
+    @cached_property
+    def cast_adapters(self) -> dict[str, Tensor]:
+        """The adapters as the pair's other weights are: dtype and device."""
+        return {n: stacked.to(self.shape.device, self.shape.torch_dtype) for n, stacked in self.adapters.items()}
 
     def joint_transcoder(self) -> JointTranscoder:
         """The adapters as the trainer holds them, a copy."""
@@ -120,9 +125,11 @@ class Subject:
 
     def layer_weights(self) -> list[LayerWeights]:
         """The adapters as one set of float32 leaves for each layer, a copy."""
-        names = LayerWeights._fields
-        layers = range(self.shape.n_layers)
-        return [LayerWeights(*(self.adapters[n][i].clone().requires_grad_() for n in names)) for i in layers]
+        here = {name: stacked.to(self.shape.device) for name, stacked in self.adapters.items()}
+        return [
+            LayerWeights(*(here[name][layer].clone().requires_grad_() for name in LayerWeights._fields))
+            for layer in range(self.shape.n_layers)
+        ]
 
 
 def _random_pair(shape: Shape) -> tuple[PreTrainedModel, PreTrainedModel]:
@@ -198,7 +205,6 @@ class Naive:
         """One optimizer step; the terms of the loss."""
         n_layers = self.subject.shape.n_layers
         tokens = tokens.to(self.subject.shape.device)
-        mask = torch.ones_like(tokens, dtype=torch.bool)
         everything = range(n_layers)
         adapters = [
             LayerWeights(*(param.to(self.subject.shape.torch_dtype) for param in layer)) for layer in self.layers
@@ -209,17 +215,19 @@ class Naive:
             target_logits = self._unembed(target_resid[-1])
         resid, acts = self._run(tokens, everything, adapters, "replacement pass")
         with record_function("unembedding and KL"):
-            kl = masked_mean(kl_divergence(target_logits, self._unembed(resid[-1])), mask)
+            kl = kl_divergence(target_logits, self._unembed(resid[-1])).mean()
         if not self.shared:
             with torch.no_grad():
                 target_resid, _ = self._run(tokens, range(0), adapters, "target pass")
             resid, acts = self._run(tokens, everything, adapters, "replacement pass")
         with record_function("replacement pass"):
-            errors = torch.stack([nmse(r, t, mask) for r, t in zip(resid, target_resid, strict=True)])
-            l1 = torch.stack([sparsity(f, w.W_dec, mask) for f, w in zip(acts, adapters, strict=True)]).sum()
+            pairs = [(r.float(), t.float()) for r, t in zip(resid, target_resid, strict=True)]
+            errors = torch.stack([(r - t).pow(2).sum() / t.pow(2).sum() for r, t in pairs])
+            norms = [w.W_dec.float().norm(dim=-1) for w in adapters]
+            l1 = sum((f.float() * n).sum(-1).mean() for f, n in zip(acts, norms, strict=True))
         with record_function("statistics"), torch.no_grad():
-            counts = torch.stack([feature_counts(f, mask) for f in acts])
-            self.tokens_since_fired = update_tokens_since_fired(self.tokens_since_fired, counts, mask.sum())
+            counts = torch.stack([(f > 0).sum((0, 1)) for f in acts])
+            self.tokens_since_fired = update_tokens_since_fired(self.tokens_since_fired, counts, tokens.numel())
 
         halves = []
         for replaced in (range(cutoff), range(cutoff, n_layers)):
@@ -228,8 +236,8 @@ class Naive:
                 continue
             bridged, _ = self._run(tokens, replaced, adapters, "bridges")
             with record_function("unembedding and KL"):
-                halves.append(masked_mean(kl_divergence(target_logits, self._unembed(bridged[-1])), mask))
-        terms = ObjectiveTerms(kl, errors, halves[0], halves[1], l1, counts)
+                halves.append(kl_divergence(target_logits, self._unembed(bridged[-1])).mean())
+        terms = ObjectiveTerms(kl, errors, halves[0], halves[1], torch.as_tensor(l1), counts)
         with record_function("backward"):
             weighted_sum(terms, self.objective, L1_COEFFICIENT).backward()
         with record_function("optimizer"):
@@ -241,8 +249,8 @@ class Naive:
             "nmse": errors.detach().mean(),
             "bridging_to_target": halves[0].detach(),
             "bridging_to_replacement": halves[1].detach(),
-            "l1": l1.detach(),
-            "l0": counts.sum() / (mask.sum() * n_layers),
+            "l1": terms.l1.detach(),
+            "l0": counts.sum() / (tokens.numel() * n_layers),
         }
 
     def _run(
@@ -273,17 +281,21 @@ def adapter_hooks(adapters: dict[int, LayerWeights], acts: list[Tensor]) -> list
         inputs.append(x)
 
     def write(delta: Tensor, hook: HookPoint) -> Tensor:
-        weights = adapters[hook.layer()]
-        acts.append(weights.encode(inputs.pop()))
-        return weights.decode(acts[-1])
+        W_enc, b_enc, W_dec, b_dec = adapters[hook.layer()]
+        acts.append(torch.relu(inputs.pop() @ W_enc + b_enc))
+        return acts[-1] @ W_dec + b_dec
 
     return [pair for layer in adapters for pair in ((hook_in(layer), read), (hook_delta(layer), write))]
 
 
 class Ours:
-    """The trainer's own step."""
+    """The trainer's own step.
 
-    def __init__(self, subject: Subject) -> None:
+    Args:
+        checkpoint_blocks: with activation checkpointing.
+    """
+
+    def __init__(self, subject: Subject, checkpoint_blocks: bool = False) -> None:
         self.subject = subject
         config = AdapterTrainerConfig(
             total_training_samples=10**12,
@@ -293,6 +305,7 @@ class Ours:
             device=subject.shape.device,
             n_steps=10**9,
             log_every=10**9,
+            checkpoint_blocks=checkpoint_blocks,
         )
         sae = subject.joint_transcoder()
         sae.cfg.l1_coefficient = L1_COEFFICIENT
@@ -336,31 +349,31 @@ class _Matmuls(NamedTuple):
 
 
 class Floor:
-    """The matmuls and attention kernels of an ideal step; nothing else, and no result is used."""
+    """The matmuls and attention kernels of an ideal step; nothing else, and no result is used.
+
+    Args:
+        active_only: of the adapters only the encoder's matmul.
+    """
 
     own_tensors: tuple[Tensor, ...] = ()
 
-    def __init__(self, subject: Subject) -> None:
-        self.subject = subject
+    def __init__(self, subject: Subject, active_only: bool = False) -> None:
+        self.subject, self.active_only = subject, active_only
         s, model = subject.shape, subject.model
-        adapters = {name: stacked.to(s.torch_dtype) for name, stacked in subject.adapters.items()}
+        adapters = subject.cast_adapters
+        blocks: Any = model.blocks
         self.layers = [
             _Matmuls(
-                [
-                    weight.permute(1, 0, 2).flatten(1)
-                    for weight in (block.attn.W_Q, block.attn._W_K, block.attn._W_V)  # type: ignore[union-attr]
-                ],
-                block.attn.W_O.flatten(0, 1),  # type: ignore[union-attr]
-                [mlp.W_gate, mlp.W_in, mlp.W_out],  # type: ignore[list-item]
-                [mlp.base.W_gate, mlp.base.W_in, mlp.base.W_out],  # type: ignore[list-item]
+                [w.permute(1, 0, 2).flatten(1) for w in (block.attn.W_Q, block.attn._W_K, block.attn._W_V)],
+                block.attn.W_O.flatten(0, 1),
+                [block.mlp.W_gate, block.mlp.W_in, block.mlp.W_out],
+                [block.mlp.base.W_gate, block.mlp.base.W_in, block.mlp.base.W_out],
                 W_enc,
                 W_dec,
             )
-            for block, mlp, W_enc, W_dec in zip(
-                model.blocks, model.mlps, adapters["W_enc"], adapters["W_dec"], strict=True
-            )
+            for block, W_enc, W_dec in zip(blocks, adapters["W_enc"], adapters["W_dec"], strict=True)
         ]
-        self.W_U: Tensor = model.unembed.W_U  # type: ignore[assignment]
+        self.W_U = cast(Tensor, model.unembed.W_U)
         self._inputs: dict[tuple[int, ...], Tensor] = {}
         self._outputs: dict[tuple[int, ...], Tensor] = {}
         d_head = s.d_model // s.n_heads
@@ -405,6 +418,7 @@ class Floor:
             self._mm(weight)
         if replaced:
             self._mm(weights.W_enc)
+        if replaced and not self.active_only:
             self._mm(weights.W_dec)
 
     def _layer_backward(self, layer: int, replaced: bool, below: bool, attention: bool) -> None:
@@ -416,12 +430,12 @@ class Floor:
         """
         weights = self.layers[layer]
         with torch.no_grad():
-            if replaced:
+            if replaced and not self.active_only:
                 self._mm(weights.W_dec.T)
                 self._weight_gradient(weights.W_dec)
                 self._weight_gradient(weights.W_enc)
-            if replaced and below:
-                self._mm(weights.W_enc.T)
+                if below:
+                    self._mm(weights.W_enc.T)
             for weight in (weights.base_mlp if replaced else weights.target_mlp) if below else ():
                 self._mm(weight.T)
             for weight in (*weights.qkv, weights.out) if attention else ():
@@ -469,76 +483,67 @@ class Floor:
 Contender = Naive | Ours | Floor
 
 
-# -------------------------------------------------------------------------------------------- bytes and operations
-
-_CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_FLOPS: dict[Any, Callable[..., int]] = {
-    **flop_registry,
-    _CPU_ATTENTION: sdpa_flop,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
-}
+# ----------------------------------------------------------------------------------------------- Hugging Face's model
 
 
-class Watch(TorchDispatchMode):
-    """Counts what is done inside.
+class MLPWithAdapter(nn.Module):
+    """base MLP(x) + adapter(x)."""
+
+    def __init__(self, base: nn.Module, weights: LayerWeights) -> None:
+        super().__init__()
+        self.base, self.weights = base, weights
+
+    def forward(self, x: Tensor) -> Tensor:
+        W_enc, b_enc, W_dec, b_dec = self.weights
+        return self.base(x) + torch.relu(x @ W_enc + b_enc) @ W_dec + b_dec
+
+
+Runs = dict[str, Callable[[], object]]
+
+
+class BesideHF:
+    """The replacement model and a plain Hugging Face model with SDPA, which share adapters: `ours` and `hf`.
 
     Attributes:
-        now, peak: bytes of the storages that were made inside, at present and at most.
-        matmul_flops: floating point operations of matmuls.
-        attention_flops: those of fused attention kernels, as if every position attended to every other one.
+        forward: runs that give logits, without gradients.
+        train: forward and backward on the output KL, gradients of all adapters.
+        keep: forward runs of all layers that keep what a backward pass needs; they return the last norm's output.
+        known: tensors that are there before any run.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = self.matmul_flops = self.attention_flops = 0
-        self._made: dict[int, int] = {}
+    def __init__(self, subject: Subject) -> None:
+        shape, model = subject.shape, subject.model
+        tokens = subject.tokens.to(shape.device)
+        adapters = [
+            LayerWeights(*(p.detach().to(shape.torch_dtype).requires_grad_() for p in layer))
+            for layer in subject.layer_weights()
+        ]
+        leaves = [param for layer in adapters for param in layer]
+        hf: Any = copy.deepcopy(subject.target, {id(p): p for p in subject.target.parameters()})
+        for layer, weights in enumerate(adapters):
+            base_mlp = subject.base.get_submodule(f"model.layers.{layer}.mlp")
+            hf.model.layers[layer].mlp = MLPWithAdapter(base_mlp, weights)
+        hf.to(shape.device)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        given = {id(storage) for storage in _storages((args, kwargs))}
-        out = func(*args, **kwargs)
-        for storage in _storages(out):
-            if id(storage) not in given and id(storage) not in self._made:
-                self._made[id(storage)] = storage.nbytes()
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._forget, id(storage))
-        if (count := _FLOPS.get(func.overloadpacket)) is not None:
-            flops = count(*args, **kwargs, out_val=out)
-            if "dot_product" in func.overloadpacket.__name__:
-                self.attention_flops += flops
-            else:
-                self.matmul_flops += flops
-        return out
+        def ours_resid() -> Tensor:
+            hooks = adapter_hooks(dict(enumerate(adapters)), [])
+            with model.mode("base"), model.hooks(fwd_hooks=hooks):
+                return model.run_layers(model.embed_tokens(tokens))[-1]
 
-    def _forget(self, key: int) -> None:
-        self.now -= self._made.pop(key)
+        logits: dict[str, Callable[[], Tensor]] = {
+            "ours": lambda: model.unembed_resid(ours_resid()),
+            "hf": lambda: hf(tokens, use_cache=False).logits,
+        }
+        with torch.no_grad():
+            target_logits = model(tokens)
 
+        def train(who: str) -> None:
+            torch.autograd.grad(kl_divergence(target_logits, logits[who]()).mean(), leaves)
 
-def _storages(tree: Any) -> Iterable[torch.UntypedStorage]:
-    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
-def n_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the storages behind tensors, each counted once."""
-    return sum({storage.data_ptr(): storage.nbytes() for storage in _storages(list(tensors))}.values())
-
-
-def watched_step(contender: Contender, tokens: Tensor, cutoff: int) -> tuple[Watch, int]:
-    """One step, counted, and the bytes that it holds at most above what is there before it.
-
-    On CUDA bytes are those of torch's allocator.
-    """
-    contender.forget_gradients()
-    on_cuda = contender.subject.shape.device.startswith("cuda")
-    peak = 0
-    if on_cuda:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        contender.step(tokens, cutoff)
-        peak = torch.cuda.max_memory_allocated() - before
-        contender.forget_gradients()
-    with Watch() as watch:
-        contender.step(tokens, cutoff)
-    return watch, peak if on_cuda else watch.peak
+        self.forward: dict[str, Callable[[], Tensor]] = {who: torch.no_grad()(run) for who, run in logits.items()}
+        self.train: Runs = {who: partial(train, who) for who in logits}
+        self.keep: dict[str, Callable[[], Tensor]] = {
+            "ours": lambda: cast(Callable[[Tensor], Tensor], model.ln_final)(ours_resid()),
+            "hf": lambda: hf.model(tokens, use_cache=False).last_hidden_state,
+        }
+        self.known = [*model.parameters(), *model.buffers(), *hf.parameters(), *hf.buffers(), *leaves]

@@ -13,24 +13,29 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import gc
-import itertools
 import json
 import os
 import platform
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
 
-from scripts.bench_hf import compare_with_hf
-from scripts.bench_steps import PARTS, Contender, Floor, Naive, Ours, Shape, Subject, n_bytes, watched_step
+from scripts.bench_measure import (
+    IDLE,
+    OTHER,
+    Watch,
+    alternate,
+    median_ratio,
+    n_bytes,
+    refusal,
+    saved_bytes,
+    shares,
+    watched_step,
+)
+from scripts.bench_steps import PARTS, BesideHF, Contender, Floor, Naive, Ours, Shape, Subject
 
 CONTENDERS: dict[str, Callable[[Subject], Contender]] = {
     "naive, eager attention": lambda subject: Naive(subject, eager=True),
@@ -38,7 +43,9 @@ CONTENDERS: dict[str, Callable[[Subject], Contender]] = {
     "naive, passes shared": lambda subject: Naive(subject, eager=False, shared=True),
     "ours": Ours,
     "floor": Floor,
+    "floor, active features": lambda subject: Floor(subject, active_only=True),
 }
+CHECKPOINTING = "ours, checkpointing"
 GROWTH = {
     "length": (512, 1024, 2048, 4096),
     "n_features": (1024, 2048, 4096, 8192, 16384),
@@ -52,35 +59,9 @@ SHAPES = {
 PEAK_TFLOPS = {"H200": (989, 67), "H100 PCIe": (756, 51), "H100": (989, 67), "A100": (312, 19.5), "L40S": (362, 91.6)}
 MIB = 2**20
 GROWING = (("ms/step", "ms", 1.0), ("step MiB at most", "peak_step_bytes", MIB))  # what, its key, its unit
-OTHER, IDLE = "the rest", "no kernel running"
 
 
 # ------------------------------------------------------------------------------------------------------- measuring
-
-
-def wait_for(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-
-
-def alternate(
-    runs: Mapping[str, Callable[[], object]], repeats: int, device: str, clock: Clock = time.perf_counter
-) -> dict[str, list[float]]:
-    """Seconds of every run in every repetition; the runs take turns.
-
-    Args:
-        clock: `time.process_time` gives processor seconds of all threads, which other programs disturb less.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            gc.collect()
-            wait_for(device)
-            started = time.perf_counter()
-            run()
-            wait_for(device)
-            seconds[name].append(time.perf_counter() - started)
-    return seconds
 
 
 def quick_cutoffs(n_layers: int) -> dict[int, float]:
@@ -99,70 +80,13 @@ def read_cutoffs(text: str, n_layers: int) -> dict[int, float]:
     """Cutoff -> weight, from `quick`, `all` or numbers."""
     if text == "quick":
         return quick_cutoffs(n_layers)
-    cutoffs = range(n_layers + 1) if text == "all" else [int(part) for part in text.split(",")]
+    try:
+        cutoffs = range(n_layers + 1) if text == "all" else [int(part) for part in text.split(",")]
+    except ValueError:
+        cutoffs = [-1]
     if not all(0 <= cutoff <= n_layers for cutoff in cutoffs):
         raise SystemExit(f"--cutoffs must be quick, all, or numbers from 0 to {n_layers}. Got {text}.")
     return dict.fromkeys(cutoffs, 1 / len(cutoffs))
-
-
-def available_bytes(device: str) -> int:
-    if device.startswith("cuda"):
-        cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        return torch.cuda.mem_get_info()[0] + cached
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except OSError:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-
-
-def refusal(contender: Contender, tokens: Tensor, cutoff: int) -> str:
-    """Why a step would not fit; empty if it does. Extrapolated from an eighth and a quarter of the length."""
-    length = tokens.size(1)
-    if isinstance(contender, Floor) or length < 256:
-        return ""
-    eighth, quarter = (watched_step(contender, tokens[:, : length // n], cutoff)[0].peak for n in (8, 4))
-    quadratic = max(0.0, 32 * quarter - 64 * eighth)  # bytes = a length + b length^2
-    needed = 8 * eighth - quadratic / 8 + quadratic
-    room = available_bytes(contender.subject.shape.device)
-    return f"needs about {needed / 2**30:.1f} GiB of {room / 2**30:.1f} available" if needed * 1.1 > room else ""
-
-
-def shares(contender: Contender, tokens: Tensor, cutoff: int) -> dict[str, float]:
-    """Share of a step's time for every part, by the profiler ranges of that name.
-
-    On the CPU a range's own time. On CUDA the time of the kernels that were launched during it, from any thread.
-    """
-    device = contender.subject.shape.device
-    on_cuda = device.startswith("cuda")
-    wait_for(device)
-    with profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_cuda]) as profiler:
-        started = time.perf_counter()
-        contender.step(tokens, cutoff)
-        wait_for(device)
-        total = (time.perf_counter() - started) * 1e6
-    events: Any = profiler.events()
-    ranges = [event for event in events if event.name in PARTS and event.device_type == DeviceType.CPU]
-    ranges.sort(key=lambda event: event.time_range.start)
-    if not ranges:
-        return {}
-
-    def part_at(moment: float) -> str:
-        around = [e for e in ranges if e.time_range.start <= moment < e.time_range.end]
-        return around[-1].name if around else OTHER
-
-    taken: dict[str, float] = {part: 0.0 for part in (*PARTS, OTHER)}
-    if on_cuda:
-        for event in events:
-            for kernel in event.kernels:
-                taken[part_at(event.time_range.start)] += kernel.duration
-        taken[IDLE] = max(0.0, total - sum(taken.values()))
-    else:
-        moments = sorted({m for e in ranges for m in (e.time_range.start, e.time_range.end)})
-        for start, end in itertools.pairwise(moments):
-            taken[part_at(start)] += end - start
-        taken[OTHER] += total - sum(taken.values())
-    return {part: value / sum(taken.values()) for part, value in taken.items()}
 
 
 def measure(
@@ -170,7 +94,8 @@ def measure(
 ) -> dict[str, dict[str, Any]]:
     """All that is known of every contender; of one that does not fit, why (`skipped`)."""
     shape = subject.shape
-    contenders = {name: CONTENDERS[name](subject) for name in names}
+    make = {**CONTENDERS, CHECKPOINTING: lambda subject: Ours(subject, checkpoint_blocks=True)}
+    contenders = {name: make[name](subject) for name in names}
     results: dict[str, dict[str, Any]] = {}
     worst = min(1, shape.n_layers)
     for name in names:
@@ -179,29 +104,28 @@ def measure(
             results[name] = {"skipped": reason}
             del contenders[name]
             continue
-        watch, peak = watched_step(contenders[name], subject.tokens, worst)
+        _, peak = watched_step(contenders[name], subject.tokens, worst)
         own = n_bytes([*subject.model.parameters(), *subject.model.buffers(), *contenders[name].own_tensors])
-        results[name] = {
-            "flop_at_worst_cutoff": watch.matmul_flops + watch.attention_flops,
-            "peak_step_bytes": peak,
-            "peak_all_bytes": own + peak,
-        }
+        results[name] = {"peak_step_bytes": peak, "peak_all_bytes": own + peak}
 
     runs = {
-        (name, cutoff): lambda contender=contender, cutoff=cutoff: contender.step(subject.tokens, cutoff)
+        f"{name}|{cutoff}": lambda contender=contender, cutoff=cutoff: contender.step(subject.tokens, cutoff)
         for cutoff in cutoffs
         for name, contender in contenders.items()
     }
-    seconds = alternate({f"{n}|{c}": run for (n, c), run in runs.items()}, repeats, shape.device)
+    seconds = alternate(runs, repeats, shape.device)
     for name, contender in contenders.items():
-        per_cutoff = {cutoff: seconds[f"{name}|{cutoff}"] for cutoff in cutoffs}
-        means = [sum(w * per_cutoff[c][i] for c, w in cutoffs.items()) for i in range(repeats)]
-        results[name] |= {
-            "ms": statistics.median(means) * 1e3,
-            "ms_of_repeats": [mean * 1e3 for mean in means],
-            "ms_of_cutoffs": {c: statistics.median(times) * 1e3 for c, times in per_cutoff.items()},
-            "tokens_per_second": shape.n_tokens / statistics.median(means),
+        taken = {cutoff: seconds[f"{name}|{cutoff}"] for cutoff in cutoffs}
+        for which, key in (("wall", "ms_of_repeats"), ("processor", "processor_ms_of_repeats")):
+            results[name][key] = [
+                1e3 * sum(weight * getattr(taken[c][i], which) for c, weight in cutoffs.items()) for i in range(repeats)
+            ]
+        results[name]["ms"] = statistics.median(results[name]["ms_of_repeats"])
+        results[name]["processor_ms"] = statistics.median(results[name]["processor_ms_of_repeats"])
+        results[name]["ms_of_cutoffs"] = {
+            c: 1e3 * statistics.median(took.wall for took in times) for c, times in taken.items()
         }
+        results[name]["tokens_per_second"] = shape.n_tokens / results[name]["ms"] * 1e3
         if profiled and not isinstance(contender, Floor):
             results[name]["shares"] = shares(contender, subject.tokens, shape.n_layers // 2)
     if profiled:
@@ -211,12 +135,18 @@ def measure(
 
 
 def _add_flops(
-    results: dict[str, dict[str, Any]], contenders: Mapping[str, Contender], subject: Subject, cutoffs: Mapping
+    results: dict[str, dict[str, Any]],
+    contenders: Mapping[str, Contender],
+    subject: Subject,
+    cutoffs: Mapping[int, float],
 ) -> None:
-    """Operations a step really runs; attention under a causal mask counted by half."""
+    """Operations of the matmuls and attention kernels that a step runs; attention, being causal, counted by half."""
     for name, contender in contenders.items():
-        watches = {cutoff: watched_step(contender, subject.tokens, cutoff)[0] for cutoff in cutoffs}
-        flop = sum(w * (watches[c].matmul_flops + watches[c].attention_flops / 2) for c, w in cutoffs.items())
+        flop = 0.0
+        for cutoff, weight in cutoffs.items():
+            with Watch() as watch:
+                contender.step(subject.tokens, cutoff)
+            flop += weight * (watch.matmul_flops + watch.attention_flops / 2)
         results[name]["flop"] = flop
         results[name]["flop_per_second"] = flop / results[name]["ms"] * 1e3
 
@@ -229,12 +159,36 @@ def _add_losses(
             results[name]["losses"] = {term: float(value) for term, value in losses.items()}
 
 
-def ratio(results: Mapping[str, dict[str, Any]], ours: str, other: str, key: str = "ms_of_repeats") -> float | None:
-    """Of two contenders, within repetitions where there are several; None if one was skipped."""
-    a, b = (results.get(name, {}).get(key) for name in (ours, other))
-    if a is None or b is None:
-        return None
-    return statistics.median(x / y for x, y in zip(a, b, strict=True)) if isinstance(a, list) else a / b
+def ratios(results: Mapping[str, dict[str, Any]], other: str) -> dict[str, float]:
+    """Ours over another contender: time, processor time, memory; empty if one of them was skipped."""
+    ours, others = results.get("ours", {}), results.get(other, {})
+    if "ms" not in ours or "ms" not in others:
+        return {}
+    found = {
+        "time": median_ratio(ours["ms_of_repeats"], others["ms_of_repeats"]),
+        "processor time": median_ratio(ours["processor_ms_of_repeats"], others["processor_ms_of_repeats"]),
+    }
+    if not other.startswith("floor"):
+        found["step memory"] = ours["peak_step_bytes"] / others["peak_step_bytes"]
+        found["all memory"] = ours["peak_all_bytes"] / others["peak_all_bytes"]
+    return found
+
+
+def compare_with_hf(subject: Subject, repeats: int) -> dict[str, dict[str, float]]:
+    """What was measured -> ours, hf, their ratio, and the ratio of processor time."""
+    both = BesideHF(subject)
+    results: dict[str, dict[str, float]] = {}
+    for what, runs in (("forward, ms", both.forward), ("forward and backward, ms", both.train)):
+        alternate(runs, 1, subject.shape.device)
+        seconds = alternate(runs, repeats, subject.shape.device)
+        wall = {who: [took.wall for took in seconds[who]] for who in runs}
+        processor = {who: [took.processor for took in seconds[who]] for who in runs}
+        results[what] = {who: 1e3 * statistics.median(times) for who, times in wall.items()}
+        results[what]["ratio"] = median_ratio(wall["ours"], wall["hf"])
+        results[what]["processor time"] = median_ratio(processor["ours"], processor["hf"])
+    kept = {who: saved_bytes(run, both.known) / MIB for who, run in both.keep.items()}
+    results["kept for backward, MiB"] = {**kept, "ratio": kept["ours"] / kept["hf"]}
+    return results
 
 
 # -------------------------------------------------------------------------------------------------------- printing
@@ -271,40 +225,39 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     print()
 
 
-def print_step(results: Mapping[str, dict[str, Any]], shape: Shape, device_name: str) -> None:
-    peak = peak_flop_per_second(shape, device_name)
-    floor_flop = results.get("floor", {}).get("flop")
-    rows = []
+def print_step(results: Mapping[str, dict[str, Any]], shape: Shape, peak: float | None) -> None:
+    """The tables of one shape.
+
+    Args:
+        peak: operations per second that the device can do at most, where known.
+    """
     for name, result in results.items():
         if "skipped" in result:
             print(f"  {name}: skipped, {result['skipped']}")
-            continue
-        utilisation = ""
-        if peak and floor_flop:
-            utilisation = f"{floor_flop / result['ms'] * 1e3 / peak:.1%}"
-            result["model_flop_utilisation"] = floor_flop / result["ms"] * 1e3 / peak
-        rows.append(
-            [
-                name,
-                f"{result['ms']:,.1f}",
-                f"{result['tokens_per_second']:,.0f}",
-                f"{result['peak_step_bytes'] / MIB:,.0f}",
-                f"{result['peak_all_bytes'] / MIB:,.0f}",
-                f"{result['flop'] / 1e9:,.1f}",
-                f"{result['flop_per_second'] / 1e9:,.1f}",
-                *[utilisation] * (peak is not None),
-            ]
-        )
-    header = ["", "ms/step", "tokens/s", "step MiB", "all MiB", "GFLOP", "GFLOP/s"]
+    rows = [
+        [
+            name,
+            f"{result['ms']:,.1f}",
+            f"{result['processor_ms']:,.1f}",
+            f"{result['tokens_per_second']:,.0f}",
+            *(["", ""] if name.startswith("floor") else _memory(result)),
+            f"{result['flop'] / 1e9:,.1f}",
+            f"{result['flop_per_second'] / 1e9:,.1f}",
+            *([f"{result['mfu']:.1%}"] if "mfu" in result else []),
+        ]
+        for name, result in results.items()
+        if "ms" in result
+    ]
+    header = ["", "ms/step", "processor ms", "tokens/s", "step MiB", "all MiB", "matmul GFLOP", "GFLOP/s"]
     table([*header, *["MFU"] * (peak is not None)], rows)
-
-    rows = []
-    for other in results:
-        if other != "ours" and (time_ratio := ratio(results, "ours", other)) is not None:
-            memory = [ratio(results, "ours", other, f"peak_{which}_bytes") for which in ("step", "all")]
-            shown = ["" if other == "floor" else f"{value:.3f}" for value in memory]
-            rows.append([f"ours / {other}", f"{time_ratio:.3f}", *shown])
-    table(["", "time", "step memory", "all memory"], rows)
+    columns = ("time", "processor time", "step memory", "all memory")
+    compared = {other: ratios(results, other) for other in results if other != "ours"}
+    rows = [
+        [f"ours / {other}", *(f"{found[c]:.3f}" if c in found else "" for c in columns)]
+        for other, found in compared.items()
+        if found
+    ]
+    table(["", *columns], rows)
 
     shown = {name: result["shares"] for name, result in results.items() if result.get("shares")}
     parts = [part for part in (*PARTS, OTHER, IDLE) if any(part in share for share in shown.values())]
@@ -316,6 +269,10 @@ def print_step(results: Mapping[str, dict[str, Any]], shape: Shape, device_name:
     terms = list(next(iter(losses.values()), {}))
     print("  losses of the same batch and weights, at cutoff 1")
     table(["", *losses], [[term, *(f"{loss[term]:.6g}" for loss in losses.values())] for term in terms])
+
+
+def _memory(result: dict[str, Any]) -> list[str]:
+    return [f"{result[key] / MIB:,.0f}" for key in ("peak_step_bytes", "peak_all_bytes")]
 
 
 def grow(shape: Shape, names: Sequence[str], repeats: int) -> dict[str, Any]:
@@ -333,7 +290,7 @@ def grow(shape: Shape, names: Sequence[str], repeats: int) -> dict[str, Any]:
                     print(f"  {axis} {size:,}: {name} skipped, {result['skipped']}")
             del subject
         for what, key, unit in GROWING:
-            shown = [name for name in names if key == "ms" or name != "floor"]
+            shown = [name for name in names if key == "ms" or not name.startswith("floor")]
             rows = [[name, *(_cell(growth[axis][size][name], key, unit) for size in sizes)] for name in shown]
             table([f"{axis}: {what}", *(f"{size:,}" for size in sizes)], rows)
     return growth
@@ -357,7 +314,7 @@ def plot(growth: Mapping[str, Any], path: Path) -> None:
             panel = panels[row][column]
             for name in next(iter(cells.values())):
                 points = [(size, c[name][key] / unit) for size, c in cells.items() if key in c[name]]
-                if points and not (name == "floor" and row):
+                if points and not (name.startswith("floor") and row):
                     panel.plot(*zip(*points, strict=True), marker="o", label=name)
             panel.set(xscale="log", yscale="log", xlabel=axis if row else "", ylabel="" if column else label)
             panel.grid(alpha=0.3)
@@ -387,6 +344,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--threads", type=int, help="of torch on the CPU")
     p.add_argument("--cutoffs", default="quick", help="quick (0, 1, L-1, L, weighted as all), all, or numbers: 0,4,8")
     p.add_argument("--repeats", type=int, default=5, help="timed repetitions (5)")
+    p.add_argument("--checkpointing", action="store_true", help="also our step with activation checkpointing")
     p.add_argument("--only", help=f"contenders, any of: {'; '.join(CONTENDERS)} (a part of the name will do)")
     p.add_argument("--grow", action="store_true", help="also over lengths, features and vocabularies")
     p.add_argument("--hf", action="store_true", help="also against Hugging Face's SDPA model with the same adapters")
@@ -433,8 +391,10 @@ def read_names(only: str | None) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
-    shape, names = read_shape(args), read_names(args.only)
+    shape, names = read_shape(args), read_names(args.only) + [CHECKPOINTING] * args.checkpointing
     cutoffs = read_cutoffs(args.cutoffs, shape.n_layers)
+    if shape.device != "cpu" and not (shape.device.startswith("cuda") and torch.cuda.is_available()):
+        raise SystemExit(f"--device must be cpu, or cuda where torch sees a CUDA device. Got {shape.device}.")
     if args.plot and not args.grow:
         raise SystemExit("--plot is a picture of --grow. Got --plot alone; add --grow.")
     if args.threads:
@@ -448,19 +408,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"  mean over cutoffs {', '.join(map(str, cutoffs))} ({args.cutoffs}), memory at 1, the most\n")
     subject = Subject(shape)
     report["step"] = measure(subject, names, cutoffs, args.repeats, profiled=True)
-    print_step(report["step"], shape, here["device"])
-    report["ratios"] = {
-        other: ratio(report["step"], "ours", other) for other in names if other != "ours" and "ours" in names
-    }
+    peak = peak_flop_per_second(shape, here["device"])
+    if peak is not None and "flop" in report["step"].get("floor", {}):
+        for result in report["step"].values():
+            if "ms" in result:
+                result["mfu"] = report["step"]["floor"]["flop"] / result["ms"] * 1e3 / peak
+    print_step(report["step"], shape, peak)
+    report["ratios"] = {other: ratios(report["step"], other) for other in names if other != "ours"}
     if args.hf:
-        report["hf"] = compare_with_hf(subject, args.repeats, alternate)
+        report["hf"] = compare_with_hf(subject, args.repeats)
         print("  replacement model / Hugging Face with SDPA, the same adapters")
+        columns = ("ours", "hf", "ratio", "processor time")
         rows = [
-            [what, *(f"{values[who] / unit:,.1f}" for who in ("ours", "hf")), f"{values['ratio']:.3f}"]
+            [what, *(f"{values[c]:,.3f}" if c in values else "" for c in columns)]
             for what, values in report["hf"].items()
-            for unit in [MIB if "MiB" in what else 1e-3]
         ]
-        table(["", "ours", "HF SDPA", "ratio"], rows)
+        table(["", "ours", "HF SDPA", "ratio", "of processor time"], rows)
     del subject
     if args.grow:
         report["growth"] = grow(shape, names, max(1, args.repeats // 2))
