@@ -310,7 +310,7 @@ class Ours:
         sae = subject.joint_transcoder()
         sae.cfg.l1_coefficient = L1_COEFFICIENT
         objective = ObjectiveConfig.paper(L1_COEFFICIENT)
-        self.trainer = AdapterTrainer(config, sae, subject.model, objective, iter(()))
+        self.trainer = AdapterTrainer(config, sae, subject.model, objective, iter(()), lambda step: self._n_tokens)
 
     @property
     def own_tensors(self) -> list[Tensor]:
@@ -323,7 +323,9 @@ class Ours:
     def step(self, tokens: Tensor, cutoff: int) -> dict[str, float | Tensor]:
         """One optimizer step; the terms of the loss."""
         self.trainer.n_optimizer_steps = self._steps[cutoff]
-        output = self.trainer.step(TokenBatch(tokens, torch.ones_like(tokens, dtype=torch.bool)))
+        self._n_tokens = tokens.numel()
+        counted = torch.ones_like(tokens, dtype=torch.bool)
+        output = self.trainer.step(TokenBatch(tokens, counted, torch.arange(tokens.numel(), device=tokens.device)))
         return {**output.losses, "l0": cast(Tensor, output.metrics["l0"])}
 
     @cached_property

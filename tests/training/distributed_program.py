@@ -47,6 +47,9 @@ def main(directory: Path) -> None:
     run("resumed")
     run("float64", model=load_pair(config.base, config.target, dtype=torch.float64))
 
+    local_first = dataclasses.replace(config.training, start="data", local_share=0.5)
+    run("local_first", dataclasses.replace(config, training=local_first), runner.model)
+
     optim = dataclasses.replace(config.training, shard_weights=True)
     runner = run("sharded", dataclasses.replace(config, training=optim))
     seen["sharded"] = stored_bytes(runner.model.blocks)

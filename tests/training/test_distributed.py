@@ -165,6 +165,13 @@ def test_in_float64(two: Path) -> None:
     same(results(two, "float64")[0], train(make_config(two), two / "one64", model).state(), 1e-7)
 
 
+def test_a_start_from_data_and_a_local_phase(two: Path) -> None:
+    config = make_config(two, start="data", local_share=0.5)
+    ours, theirs = results(two, "local_first")
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+    same(ours, train(config, two / "one_local_first").state(), 1e-6)
+
+
 def test_logged_terms_and_statistics_are_those_of_the_whole_batch(two: Path, one: AdapterSet) -> None:
     ours, theirs = rows(two / "two"), rows(two / "one")
     assert len(ours) == len(theirs) > 16
