@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 CONFIG_FILE, DATA_FILE, METRICS_FILE = "config.yaml", "data.json", "metrics.jsonl"
 CHECKPOINTS, ADAPTERS = "checkpoints", "adapters"
 _WARM_UP_SHARE = 0.05
-_MAY_CHANGE = ("training.shard_weights",)  # on resuming: where weights are held changes no result
+_MAY_CHANGE = ("training.shard_weights", "training.activation_checkpointing")  # on resuming: they change no result
 _MEASURED_KEYS = {"kl": "losses/kl", "nmse": "losses/nmse", "l0": "metrics/l0"}
 
 
