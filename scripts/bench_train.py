@@ -3,7 +3,7 @@
     bash scripts/bench_train                                     # d 256, 8 layers, 1,024 features, 512 tokens
     bash scripts/bench_train --length 2048 --hf                  # and against Hugging Face's SDPA model
     bash scripts/bench_train --grow --plot growth.png --json bench.json
-    bash scripts/bench_train --shape qwen2.5-1.5b --device cuda --dtype bfloat16 --length 8192 --only ours,floor
+    bash scripts/bench_train --shape qwen2.5-1.5b --device cuda --dtype bfloat16 --length 8192 --only ours floor
 
 `scripts/bench_steps.py` says what is compared. Repetitions of all contenders alternate and ratios are taken within
 a repetition, so that a busy machine disturbs all of them alike.
@@ -345,7 +345,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--cutoffs", default="quick", help="quick (0, 1, L-1, L, weighted as all), all, or numbers: 0,4,8")
     p.add_argument("--repeats", type=int, default=5, help="timed repetitions (5)")
     p.add_argument("--checkpointing", action="store_true", help="also our step with activation checkpointing")
-    p.add_argument("--only", help=f"contenders, any of: {'; '.join(CONTENDERS)} (a part of the name will do)")
+    p.add_argument("--only", nargs="+", help=f"contenders, by part of their name: {'; '.join(CONTENDERS)}")
     p.add_argument("--grow", action="store_true", help="also over lengths, features and vocabularies")
     p.add_argument("--hf", action="store_true", help="also against Hugging Face's SDPA model with the same adapters")
     p.add_argument("--json", type=Path, metavar="OUT", help="write everything here")
@@ -381,11 +381,11 @@ def read_shape(args: argparse.Namespace) -> Shape:
     return shape
 
 
-def read_names(only: str | None) -> list[str]:
-    wanted = only.split(",") if only else [""]
-    names = [name for name in CONTENDERS if any(part.strip() in name for part in wanted)]
+def read_names(only: Sequence[str] | None) -> list[str]:
+    """The contenders that any of the given texts is part of; all without."""
+    names = [name for name in CONTENDERS if any(part in name for part in only or [""])]
     if not names:
-        raise SystemExit(f"--only must name any of {'; '.join(CONTENDERS)}. Got {only}.")
+        raise SystemExit(f"--only must name any of {'; '.join(CONTENDERS)}. Got {' '.join(only or [])}.")
     return names
 
 
