@@ -222,7 +222,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in (header, *rows):
         first, *rest = (f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
         print("  " + "  ".join([f"{row[0]:<{len(first)}}", *rest]))
-    print()
+    print(flush=True)
 
 
 def print_step(results: Mapping[str, dict[str, Any]], shape: Shape, peak: float | None) -> None:
@@ -306,7 +306,7 @@ def plot(growth: Mapping[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(2, len(growth), figsize=(12, 7), sharex="col", constrained_layout=True)
+    figure, panels = plt.subplots(2, len(growth), figsize=(12, 7), sharex="col", squeeze=False, layout="constrained")
     for column, (axis, cells) in enumerate(growth.items()):
         for row, (label, key, unit) in enumerate(
             (("ms/step", "ms", 1.0), ("step MiB at most", "peak_step_bytes", MIB))
@@ -389,6 +389,11 @@ def read_names(only: Sequence[str] | None) -> list[str]:
     return names
 
 
+def save(report: Mapping[str, Any], path: Path | None) -> None:
+    if path is not None:
+        path.write_text(json.dumps(report, indent=1))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     shape, names = read_shape(args), read_names(args.only) + [CHECKPOINTING] * args.checkpointing
@@ -425,12 +430,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         ]
         table(["", "ours", "HF SDPA", "ratio", "of processor time"], rows)
     del subject
+    save(report, args.json)
     if args.grow:
         report["growth"] = grow(shape, names, max(1, args.repeats // 2))
+        save(report, args.json)
         if args.plot:
             plot(report["growth"], args.plot)
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":
