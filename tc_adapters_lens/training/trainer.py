@@ -181,8 +181,9 @@ class AdapterTrainer(SAETrainer[JointTranscoder, JointTranscoderConfig]):
         self.n_training_samples += n_tokens
         self.n_optimizer_steps += 1
         self.n_frac_active_samples += n_tokens
-        self.act_freq_scores += counts
-        self.tokens_since_fired = update_tokens_since_fired(self.tokens_since_fired, counts, n_tokens)
+        with record_function("statistics"):
+            self.act_freq_scores += counts
+            self.tokens_since_fired = update_tokens_since_fired(self.tokens_since_fired, counts, n_tokens)
         output = TrainStepOutput(
             sae_in=tokens,
             sae_out=tokens,
