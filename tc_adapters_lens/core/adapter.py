@@ -95,6 +95,7 @@ class _Adapter(torch.autograd.Function):
             totals = values.new_zeros(len(b_enc)).index_add_(0, seen, values)
             counts = torch.bincount(seen, minlength=len(b_enc))
             ctx.save_for_backward(x, W_enc, W_dec, mask, *active)
+        ctx.is_sparse = active is not None
         ctx.mark_non_differentiable(counts)
         ctx.set_materialize_grads(False)
         return y, totals, counts
@@ -103,47 +104,29 @@ class _Adapter(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         grad_y, grad_totals, _ = grad_outputs
-        x, W_enc, W_dec, mask, *acts = ctx.saved_tensors
         if grad_y is None:
+            x, _, W_dec, *_ = ctx.saved_tensors
             grad_y = torch.zeros(len(x), W_dec.shape[-1], dtype=W_dec.dtype, device=W_dec.device)
-        backward = _dense_backward if len(acts) == 1 else _sparse_backward
-        grads = backward(grad_y, grad_totals, x, W_enc, W_dec, mask, acts, ctx.needs_input_grad[0])
+        grads = (_sparse_backward if ctx.is_sparse else _dense_backward)(ctx, grad_y, grad_totals)
         return (*grads, grad_y.sum(0), None)
 
 
-def _dense_backward(
-    grad_y: Tensor,
-    grad_totals: Tensor | None,
-    x: Tensor,
-    W_enc: Tensor,
-    W_dec: Tensor,
-    mask: Tensor | None,
-    acts: list[Tensor],
-    wants_x: bool,
-) -> tuple[Tensor | None, ...]:
+def _dense_backward(ctx: Any, grad_y: Tensor, grad_totals: Tensor | None) -> tuple[Tensor | None, ...]:
     """Gradients of x, W_enc, b_enc and W_dec."""
-    (f,) = acts
+    x, W_enc, W_dec, mask, f = ctx.saved_tensors
     grad_f = grad_y @ W_dec.T
     if grad_totals is not None:
         per_row = torch.ones(len(x), device=x.device) if mask is None else mask
         grad_f.addr_(per_row.to(f.dtype), grad_totals.to(f.dtype))
     grad_pre = torch.ops.aten.threshold_backward.grad_input(grad_f, f, 0, grad_input=grad_f)
-    return grad_pre @ W_enc.T if wants_x else None, x.T @ grad_pre, grad_pre.sum(0), f.T @ grad_y
+    return grad_pre @ W_enc.T if ctx.needs_input_grad[0] else None, x.T @ grad_pre, grad_pre.sum(0), f.T @ grad_y
 
 
-def _sparse_backward(
-    grad_y: Tensor,
-    grad_totals: Tensor | None,
-    x: Tensor,
-    W_enc: Tensor,
-    W_dec: Tensor,
-    mask: Tensor | None,
-    acts: list[Tensor],
-    wants_x: bool,
-) -> tuple[Tensor | None, ...]:
+def _sparse_backward(ctx: Any, grad_y: Tensor, grad_totals: Tensor | None) -> tuple[Tensor | None, ...]:
     """As `_dense_backward`, of active entries only."""
     _warn_of_sparse_tensors_unheard()
-    active = _Active(*acts)
+    x, W_enc, W_dec, mask, *entries = ctx.saved_tensors
+    active = _Active(*entries)
     n_features = len(W_dec)
     pattern = torch.sparse_csr_tensor(
         active.starts, active.features, active.values, (len(x), n_features), check_invariants=False
@@ -159,7 +142,7 @@ def _sparse_backward(
     grad_W_enc = _weighted_rows(x, rows, starts, grad_pre[by_feature]).T
     grad_b_enc = grad_pre.new_zeros(n_features).index_add_(0, active.features, grad_pre)
     grad_x = None
-    if wants_x:
+    if ctx.needs_input_grad[0]:
         grad_x = _weighted_rows(W_enc.T.contiguous(), active.features, active.starts, grad_pre)
     return grad_x, grad_W_enc, grad_b_enc, grad_W_dec
 

@@ -2,6 +2,7 @@
 
     output and bridging KL    chunked_kl (training), kl_divergence (small vocabularies, evaluation)
     NMSE                      squared_error / squared_norm
+    sparsity                  weighted_l1
 
 All but `kl_divergence` are sums over positions: the caller divides by what belongs to the whole batch, however many
 processes share it. Every reduction runs in float32 (float64 for float64 input), whatever the precision of the
@@ -19,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["chunked_kl", "kl_divergence", "squared_error", "squared_norm"]
+__all__ = ["chunked_kl", "kl_divergence", "squared_error", "squared_norm", "weighted_l1"]
 
 
 def kl_divergence(
@@ -59,6 +60,18 @@ def squared_error(
         target_resid: target's; receives no gradient.
     """
     return _SquaredError.apply(resid, target_resid, mask)
+
+
+def weighted_l1(totals: Float[Tensor, " n_features"], W_dec: Float[Tensor, "n_features d_out"]) -> Float[Tensor, ""]:
+    """Decoder-norm-weighted L1 of one adapter, sum over i of f_i |W_dec_i|_2, summed over positions.
+
+    At a row of zeros, as all are in a fresh adapter, the norm's gradient is zero.
+
+    Args:
+        totals: every feature's activations summed over positions that count, float32 at least.
+        W_dec: decoder, one direction per feature.
+    """
+    return totals @ torch.linalg.vector_norm(W_dec, dim=-1, dtype=totals.dtype)
 
 
 class _SquaredError(torch.autograd.Function):

@@ -19,10 +19,11 @@ from torch.profiler import record_function
 from transformer_lens.hook_points import HookPoint
 
 from tc_adapters_lens.core.adapter import adapter
-from tc_adapters_lens.core.losses import squared_error, squared_norm
+from tc_adapters_lens.core.losses import squared_error, squared_norm, weighted_l1
 from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
 from tc_adapters_lens.models.names import hook_io
 from tc_adapters_lens.training.joint import LayerWeights
+from tc_adapters_lens.training.objective import require_positions
 
 __all__ = ["LocalTerms", "local_step"]
 
@@ -58,8 +59,7 @@ def local_step(
     Raises:
         ValueError: no position counts.
     """
-    if sum_over_processes is None and positions.numel() == 0:
-        raise ValueError(f"a step needs at least one unmasked position. Got a mask of {tuple(mask.shape)}, all False.")
+    require_positions(mask, positions, sum_over_processes)
     errors: list[Tensor] = []
     l1s: list[Tensor] = []
     counts: list[Tensor] = []
@@ -74,8 +74,7 @@ def local_step(
         with torch.enable_grad(), record_function("local layer"):
             y, totals, fired = adapter(x, *weights)
             error = squared_error(y, delta) / energy
-            norms = torch.linalg.vector_norm(weights.W_dec, dim=-1, dtype=totals.dtype)
-            l1 = totals @ norms / n_positions
+            l1 = weighted_l1(totals, weights.W_dec) / n_positions
             (error + l1_coefficient * l1).backward()
         errors.append(error.detach())
         l1s.append(l1.detach())

@@ -7,10 +7,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tc_adapters_lens.training.config import ObjectiveConfig
@@ -40,6 +41,20 @@ class ObjectiveTerms(NamedTuple):
 def draw_cutoff(seed: int, step: int, n_layers: int) -> int:
     """The cutoff of a step, uniform over 0..n_layers; a pure function, so that a resumed run draws the same."""
     return int(np.random.default_rng([seed, step]).integers(0, n_layers + 1))
+
+
+def require_positions(
+    mask: Bool[Tensor, "batch pos"],
+    positions: Int[Tensor, " n_positions"],
+    sum_over_processes: Callable[[Tensor], Tensor] | None,
+) -> None:
+    """A step has a position that counts; of several processes one may have none.
+
+    Raises:
+        ValueError: no position counts, and there is only this process.
+    """
+    if sum_over_processes is None and positions.numel() == 0:
+        raise ValueError(f"a step needs at least one unmasked position. Got a mask of {tuple(mask.shape)}, all False.")
 
 
 class LossWeights(NamedTuple):

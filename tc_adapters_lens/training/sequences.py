@@ -215,12 +215,6 @@ class BatchPlan:
         """Unmasked tokens of a step, over all processes."""
         return int(self._counted[self.indices(step)].sum())
 
-    def n_tokens_before(self, step: int) -> int:
-        """Unmasked tokens of all steps before this one."""
-        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
-        within = self._tokens_per_step(epoch)[:step_of_epoch].sum() if step_of_epoch else 0
-        return epoch * int(self._counted.sum()) + int(within)
-
     def _tokens_per_step(self, epoch: int) -> np.ndarray:
         starts = np.arange(0, len(self.sequences), self.batch_size)
         return np.add.reduceat(self._counted[self._epoch_order(epoch)], starts)

@@ -34,11 +34,11 @@ from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
 from tc_adapters_lens.core.adapter import adapter
-from tc_adapters_lens.core.losses import chunked_kl, squared_error, squared_norm
+from tc_adapters_lens.core.losses import chunked_kl, squared_error, squared_norm, weighted_l1
 from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
 from tc_adapters_lens.training.config import ObjectiveConfig
 from tc_adapters_lens.training.joint import LayerWeights
-from tc_adapters_lens.training.objective import ObjectiveTerms, loss_weights
+from tc_adapters_lens.training.objective import ObjectiveTerms, loss_weights, require_positions
 
 __all__ = ["training_step"]
 
@@ -72,8 +72,7 @@ def training_step(
     Raises:
         ValueError: no position counts.
     """
-    if sum_over_processes is None and positions.numel() == 0:
-        raise ValueError(f"a step needs at least one unmasked position. Got a mask of {tuple(mask.shape)}, all False.")
+    require_positions(mask, positions, sum_over_processes)
     n_layers = model.cfg.n_layers
     counted = None if positions.numel() == mask.numel() else mask
     weights = loss_weights(config, n_layers, l1_coefficient)
@@ -195,8 +194,7 @@ def _substituted(
     def substitute(weights: LayerWeights, x: Tensor) -> Tensor:
         y, totals, counts = adapter(x, *weights, mask)
         # Here, not at the end: its backward then runs with this layer's, and one layer's decoder gradient is alive.
-        norms = torch.linalg.vector_norm(weights.W_dec, dim=-1, dtype=totals.dtype)
-        runner.sums = totals @ norms, counts
+        runner.sums = weighted_l1(totals, weights.W_dec), counts
         return y
 
     try:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tc_adapters_lens.core.losses import chunked_kl, kl_divergence, squared_error, squared_norm
+from tc_adapters_lens.core.losses import chunked_kl, kl_divergence, squared_error, squared_norm, weighted_l1
 
 D_MODEL, D_VOCAB = 6, 50
 
@@ -149,6 +149,30 @@ class TestNMSE:
         squared_error(resid, target).backward()
         assert resid.grad is not None
         assert resid.grad.dtype == torch.bfloat16
+
+
+class TestWeightedL1:
+    def test_by_hand(self):
+        W_dec = torch.tensor([[3.0, 4.0], [0.0, 2.0]]).requires_grad_()  # norms 5 and 2
+        totals = torch.tensor([3.0, 3.0]).requires_grad_()
+        l1 = weighted_l1(totals, W_dec)
+        l1.backward()
+        assert l1 == 21  # 3*5 + 3*2
+        torch.testing.assert_close(totals.grad, torch.tensor([5.0, 2.0]))
+        torch.testing.assert_close(W_dec.grad, torch.tensor([[1.8, 2.4], [0.0, 3.0]]))  # 3 * direction
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_fresh_decoder_has_zero_gradients(self, dtype: torch.dtype):
+        W_dec = torch.zeros(4, 3, dtype=dtype).requires_grad_()
+        totals = torch.rand(4).requires_grad_()
+        loss = weighted_l1(totals, W_dec)
+        loss.backward()
+        assert loss == 0
+        assert loss.dtype == torch.float32
+        assert W_dec.grad is not None
+        assert totals.grad is not None
+        assert (W_dec.grad == 0).all()
+        assert (totals.grad == 0).all()
 
 
 class TestChunkedKL:

@@ -94,7 +94,7 @@ class TestBatchPlan:
         assert sum(per_step) == plan.n_tokens
         wanted = 55 if training_tokens is None else training_tokens
         assert sum(per_step[:-1]) < wanted <= sum(per_step)
-        assert [plan.n_tokens_before(s) for s in range(plan.n_steps)] == np.cumsum([0, *per_step])[:-1].tolist()
+        assert [plan.n_tokens_in(s) for s in range(plan.n_steps)] == per_step
 
     def test_random_access_equals_iteration_from_any_step(self):
         plan = BatchPlan(make_sequences([1, 2, 3, 4, 5]), batch_size=2, training_tokens=40)
