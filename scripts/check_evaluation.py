@@ -7,10 +7,6 @@ two lines of arithmetic, and all that follows the logits is NumPy in float64. On
 ours, relative difference; figures below 0.01 are compared as if they were 0.01. The program ends with 1 if a figure
 differs by more than the tolerance, is missing or is not known here, or if a bootstrap interval is another.
 
-    --base, --target   needed where evaluation.json names no model that can be opened from here
-    --max-sequences    the N that `tc-adapters evaluate` was given: N rows of FILE, drawn as it draws them
-    --tolerance        largest relative difference; the default suits an evaluation in float32
-
 Definitions. Two models are compared AT token t by their distributions of token t+1. Tokens count that belong to the
 response (or all, where "positions" says so). The target is sure where its largest probability is above 0.8. h is
 the residual stream after a layer, before the final norm. Every figure is made of ratios of sums over sequences, so
@@ -41,7 +37,7 @@ SMALLEST = 0.01  # smaller figures are compared as if they were this large
 REPLICATES, SEED = 2_000, 20_260_101
 INTERVAL_TOLERANCE = 0.15  # of the width: how far width and centre may be from ours
 WITH_INTERVALS = re.compile(r"(.*\.)?(kl|top1_error|cross_entropy|(nmse|l0)(_per_layer\.\d+)?)|(.*\.)?partial_kl\..*")
-NOT_CHECKED = {  # paths of figures -> why, unless they could be computed
+NOT_CHECKED = {  # figures that may be known here or not -> why
     r"models\.(skyline|norm_refit)\..*|skyline_sweep\..*": "made from weights of another training run",
     r"(models\.)?no_bridging\..*": "there are no adapters in RUN/baselines/no_bridging",
 }
@@ -60,7 +56,7 @@ Adapter = dict[str, Tensor]  # W_enc [d, F], b_enc [F], W_dec [F, d], b_dec [d] 
 def read_sequences(path: Path, positions: str, context_size: int, most: int | None) -> list[Sequence]:
     """Rows {"input_ids", "prompt_length"}: all, or `most` of them in the order in which the evaluation draws them."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    order = range(len(rows)) if most is None else np.random.Generator(np.random.PCG64(0)).permutation(len(rows))
+    order = range(len(rows)) if most is None else np.random.Generator(np.random.PCG64(42)).permutation(len(rows))
     sequences = []
     for index in order:
         ids = np.asarray(rows[index]["input_ids"], dtype=np.int32)[:context_size]
@@ -77,8 +73,9 @@ def fingerprint(sequences: list[Sequence]) -> str:
     return "sha256:" + hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
 
 
-def read_adapters(directory: Path, n_layers: int, like: Tensor) -> list[Adapter]:
-    adapters = [load_file(directory / f"layer_{layer}" / "sae_weights.safetensors") for layer in range(n_layers)]
+def read_adapters(directory: Path, target: Any) -> list[Adapter]:
+    layers, like = range(target.config.num_hidden_layers), target.get_input_embeddings().weight
+    adapters = [load_file(directory / f"layer_{layer}" / "sae_weights.safetensors") for layer in layers]
     if any(set(adapter) != {"W_enc", "b_enc", "W_dec", "b_dec"} for adapter in adapters):
         raise SystemExit(f"Adapters must hold W_enc, b_enc, W_dec, b_dec. Got others in {directory}.")
     return [{name: tensor.to(like) for name, tensor in adapter.items()} for adapter in adapters]
@@ -90,7 +87,6 @@ class Replaced(nn.Module):
     def __init__(self, mlp: nn.Module, adapter: Adapter) -> None:
         super().__init__()
         self.mlp, self.adapter = mlp, adapter
-        self.features = torch.empty(0)
 
     def forward(self, x: Tensor) -> Tensor:
         self.features = torch.relu(x @ self.adapter["W_enc"] + self.adapter["b_enc"])
@@ -144,8 +140,8 @@ def models_needed(base: Any, target: Any, sets: Mapping[str, list[Adapter]], the
     for name, adapters in sets.items():
         models |= {(name, some): replacement({layer: adapters[layer] for layer in some}) for some in replaced}
     if "shuffled" in theirs["models"]:
-        moved = [sets["replacement"][layer] for layer in theirs["shuffle"]]
-        models["shuffled", everywhere] = replacement(dict(enumerate(moved)))
+        own = sets["replacement"]
+        models["shuffled", everywhere] = replacement({layer: own[of] for layer, of in enumerate(theirs["shuffle"])})
     return models
 
 
@@ -239,16 +235,16 @@ def figures(total: Mapping[Any, Any], partial: Mapping[Any, Any], theirs: Mappin
         return found
 
     def steps(order: tuple[str, ...]) -> list[dict[str, Any]]:
-        values = [part_kl(*order[:k]) for k in range(len(order) + 1)]
-        return [{"kl": after, "recovered": before - after} for before, after in itertools.pairwise(values)]
+        pairs = itertools.pairwise(part_kl(*order[:k]) for k in range(len(order) + 1))
+        return [{"kl": after, "recovered": before - after} for before, after in pairs]
 
     target = {"sure_share": total["n sure"] / n, "entropy": total["entropy"] / n}
     target["cross_entropy"] = total["nll"] / total["n next"]
-    measured = [name for name in theirs["models"] if name in keys and (keys[name], "kl") in total]
+    measured = [name for name in theirs["models"] if (keys.get(name), "kl") in total]
     found: dict[str, Any] = {"target": target, "models": {name: agreement(name) for name in measured}}
     found |= internal("replacement") | {"l1": mean("replacement", "l1")}
     if "no_bridging" in measured:
-        found["no_bridging"] = {name: part for name, part in internal("no_bridging").items() if name != "l0_per_layer"}
+        found["no_bridging"] = internal("no_bridging")
     if theirs["account"]:
         left = mean("replacement", "kl")
         found["account"] = {
@@ -284,32 +280,37 @@ def measure(
     models = models_needed(base, target, sets, theirs)
     measured = [sequence_sums(target, models, *sequence) for sequence in sequences]
     columns = {key: np.array([sums[key] for sums, _ in measured]) for key in measured[0][0]}
-    n_partial = theirs["partial_sequences"] if theirs["partial_kl"] else 0
+    n, n_partial = len(sequences), theirs["partial_sequences"] if theirs["partial_kl"] else 0
+    drawn = np.random.Generator(np.random.PCG64(theirs["seed"])).choice(n, n_partial, replace=False)  # as theirs
 
     def from_weights(weights: np.ndarray) -> dict[str, Any]:
         """weights: how often each sequence counts [..., n_sequences]."""
         total = {key: weights @ column for key, column in columns.items()}
-        partial = {key: weights[..., :n_partial] @ column[:n_partial] for key, column in columns.items()}
+        partial = {key: weights[..., drawn] @ column[drawn] for key, column in columns.items()}
         with np.errstate(invalid="ignore", divide="ignore"):
             return flat(figures(total, partial, theirs))
 
-    n = len(sequences)
     values = from_weights(np.ones(n))
     draws = from_weights(np.random.default_rng(SEED).multinomial(n, np.ones(n) / n, size=REPLICATES).astype(float))
     intervals = {}
     for path in filter(WITH_INTERVALS.fullmatch, values):
         low, high = np.percentile(draws[path], (2.5, 97.5)) + values[path] - draws[path].mean()
         intervals[path] = (max(float(low), 0.0), float(high))
-    fired = np.sum([times["replacement"] for _, times in measured], axis=0)
-    values |= flat(feature_figures(fired, columns["n"].sum(), theirs["frequency"]["edges"]))
+    for name in sets:
+        fired = np.sum([times[name] for _, times in measured], axis=0)
+        found = feature_figures(fired, columns["n"].sum(), theirs["frequency"]["edges"])
+        values |= flat(found) if name == "replacement" else {f"{name}.dead": found["dead"]}
     return {path: float(value) for path, value in values.items()}, intervals
 
 
 def unequal_facts(theirs: Mapping[str, Any], sequences: list[Sequence], adapters: list[Adapter]) -> list[str]:
     """What must be equal to the letter and is not."""
     ours = {"n_sequences": len(sequences), "n_tokens": int(sum(counted.sum() for _, counted in sequences))}
-    ours |= {"n_layers": len(adapters), "n_features": adapters[0]["W_enc"].shape[1]}
-    ours |= {"tokens_fingerprint": fingerprint(sequences)}
+    ours |= {
+        "n_layers": len(adapters),
+        "n_features": adapters[0]["W_enc"].shape[1],
+        "tokens_fingerprint": fingerprint(sequences),
+    }
     found = {name: theirs[name] for name in ours}
     if theirs["account"]:
         ours |= {name: list(order) for name, order in ORDERS.items()}
@@ -320,11 +321,12 @@ def unequal_facts(theirs: Mapping[str, Any], sequences: list[Sequence], adapters
 def compare(theirs: Mapping[str, Any], ours: Mapping[str, float], tolerance: float) -> int:
     """Prints a row per figure; returns how many differ, are missing or are not known here."""
     estimates = {path: leaf["value"] for path, leaf in flat(theirs).items() if isinstance(leaf, Mapping)}
+    skipped = {pattern: why for pattern, why in NOT_CHECKED.items() if not any(re.fullmatch(pattern, p) for p in ours)}
     failed, largest = 0, (0.0, "none")
     print(f"{'figure':44s} {'theirs':>14s} {'ours':>14s} difference")
     for path in dict.fromkeys([*ours, *estimates]):
         value, mine = estimates.get(path, math.nan), ours.get(path, math.nan)
-        why = next((why for pattern, why in NOT_CHECKED.items() if re.fullmatch(pattern, path)), None)
+        why = next((why for pattern, why in skipped.items() if re.fullmatch(pattern, path)), None)
         if math.isnan(value) and math.isnan(mine):
             print(f"{path:44s} {'null':>14s} {'undefined':>14s}")
         elif path not in ours and why:
@@ -362,10 +364,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("evaluation", type=Path, metavar="RUN_OR_EVALUATION_JSON")
     parser.add_argument("--tokens", type=Path, required=True, metavar="FILE", help="jsonl: input_ids, prompt_length")
-    parser.add_argument("--base", metavar="MODEL")
-    parser.add_argument("--target", metavar="MODEL")
-    parser.add_argument("--max-sequences", type=int, metavar="N")
-    parser.add_argument("--tolerance", type=float, default=1e-4)
+    parser.add_argument("--base", metavar="MODEL", help="if what evaluation.json names cannot be opened from here")
+    parser.add_argument("--target", metavar="MODEL", help="the same")
+    parser.add_argument("--max-sequences", type=int, metavar="N", help="as `tc-adapters evaluate` was given it")
+    parser.add_argument("--tolerance", type=float, default=1e-4, help="relative; 1e-4 suits evaluation in float32")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float64", help="of the two models")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(arguments)
@@ -380,11 +382,11 @@ def main(arguments: list[str] | None = None) -> int:
         return model.to(args.device).eval()
 
     base, target = read_model("base", args.base), read_model("target", args.target)
-    own, unbridged = path.parent / "adapters", path.parent / "baselines" / "no_bridging" / "adapters"
+    own, unbridged = path.parent / "adapters", path.parent / "baselines/no_bridging/adapters"
     places = {"replacement": own if own.is_dir() else Path(theirs["adapters"])}
     places |= {"no_bridging": unbridged} if "no_bridging" in theirs["models"] and unbridged.is_dir() else {}
-    like, n_layers = target.get_input_embeddings().weight, target.config.num_hidden_layers
-    sets = {name: read_adapters(place, n_layers, like) for name, place in places.items()}
+    print(*(f"{name}: adapters in {place}" for name, place in places.items()), sep="\n")
+    sets = {name: read_adapters(place, target) for name, place in places.items()}
     sequences = read_sequences(args.tokens, theirs["positions"], theirs["data"]["context_size"], args.max_sequences)
     unequal = unequal_facts(theirs, sequences, sets["replacement"])
     if unequal:
