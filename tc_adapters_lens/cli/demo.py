@@ -34,6 +34,7 @@ def add_arguments(parser: Parser) -> None:
 def run(args: Namespace) -> dict[str, Any]:
     from tc_adapters_lens.cli.evaluate import batches
     from tc_adapters_lens.evaluation.faithfulness import measure_faithfulness
+    from tc_adapters_lens.models.adapter_set import AdapterSet
     from tc_adapters_lens.models.pair import load_base
     from tc_adapters_lens.report.faithfulness import faithfulness_table, plot_faithfulness
     from tc_adapters_lens.training.config import DataConfig, load_config
@@ -58,6 +59,7 @@ def run(args: Namespace) -> dict[str, Any]:
     for name, config in configs.items():
         print(f"\n{name} adapters: l1_coefficient {config.objective.l1_coefficient}")
         adapters = train(config, out / name, model)
+        assert isinstance(adapters, AdapterSet)
         results[name] = measure_faithfulness(model, adapters, batches(held_out, 32), base)
     summary = {name: result.to_dict() for name, result in results.items()}
     write_json(out / RESULT, summary)
