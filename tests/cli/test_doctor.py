@@ -282,8 +282,7 @@ def test_the_configurations_pair_is_used_and_its_memory_estimated(saved, tmp_pat
 
 def test_memory_of_dense_weights_is_not_claimed(saved, tmp_path, doctor):
     config = write_config(tmp_path / "c.yaml", *saved, context_size=64)
-    with open(config, "a") as file:
-        file.write("\ntrained: mlps\n")
+    Path(config).write_text(json.dumps({**json.loads(Path(config).read_text()), "trained": "mlps"}))
     out, _, result = doctor("--config", config)
     assert "not estimated: Memory is estimated for trained: adapters only. Got mlps." in out
     assert result["memory"] is None
