@@ -74,7 +74,7 @@ def load_opened_pair(
         n_ctx=target.config.max_position_embeddings,
         pair=PairInfo(base.name, target.name, base.revision, target.revision, base.fingerprint(), target.fingerprint()),
     )
-    weights = family.convert(_hf_model(target, dtype), model.cfg)
+    weights = family.convert(hf_model(target, dtype), model.cfg)
     for layer in range(n_layers):
         for param, name in family.mlp_names(layer).items():
             tensor = base.tensor(name)
@@ -100,12 +100,12 @@ def load_base(
         move_to_device=False,
     )
     model.cfg.n_ctx = checkpoint.config.max_position_embeddings
-    _assign(model, family_of(checkpoint.config).convert(_hf_model(checkpoint, dtype), model.cfg))
+    _assign(model, family_of(checkpoint.config).convert(hf_model(checkpoint, dtype), model.cfg))
     return model
 
 
-def _hf_model(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
-    """The model as an HF module, for TransformerLens' converter to read from."""
+def hf_model(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
+    """The model as an HF module; one that was given in memory as it is."""
     if checkpoint.model is not None:
         return checkpoint.model
     assert checkpoint.directory is not None
