@@ -75,7 +75,7 @@ def load_opened_pair(
         n_ctx=target.config.max_position_embeddings,
         pair=PairInfo(base.name, target.name, base.revision, target.revision, base.fingerprint(), target.fingerprint()),
     )
-    weights = family.convert(_hf_model(target, dtype), model.cfg)
+    weights = family.convert(hf_model(target, dtype), model.cfg)
     for layer in range(n_layers):
         for param, name in family.mlp_names(layer).items():
             tensor = base.tensor(name)
@@ -109,7 +109,7 @@ def load_base(
         block.attn = fused_attention(model.cfg, layer)
     model.cfg.n_ctx = checkpoint.config.max_position_embeddings
     model.setup()
-    weights = family_of(checkpoint.config).convert(_hf_model(checkpoint, dtype), model.cfg)
+    weights = family_of(checkpoint.config).convert(hf_model(checkpoint, dtype), model.cfg)
     if pair is not None:
         shared = {name: tensor for name, tensor in pair.state_dict().items() if ".mlp.base." in name}
         weights |= {name.replace(".mlp.base.", ".mlp."): tensor for name, tensor in shared.items()}
@@ -117,8 +117,8 @@ def load_base(
     return model
 
 
-def _hf_model(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
-    """The model as an HF module, for TransformerLens' converter to read from."""
+def hf_model(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
+    """The model as an HF module; one that was given in memory as it is."""
     if checkpoint.model is not None:
         return checkpoint.model
     assert checkpoint.directory is not None
