@@ -29,7 +29,7 @@ BASELINES = {
     "no_bridging": "adapters trained without bridging",
 }
 TRAINED = ("norm_refit", "skyline", "no_bridging")
-LR_SHARES = (1 / 30, 1 / 10, 1 / 3)
+LR_SHARES = (1 / 100, 1 / 30, 1 / 10)
 NORM_REFIT_TOKENS = 1_000_000
 
 

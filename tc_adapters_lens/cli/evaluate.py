@@ -71,7 +71,7 @@ def add_arguments(parser: Parser) -> None:
         "--skyline-lrs",
         type=str | None,
         metavar="LRS",
-        help="learning rates to try for the skyline; default: a 30th, a 10th and a 3rd of the adapters'",
+        help="learning rates to try for the skyline; default: a 100th, a 30th and a 10th of the adapters'",
     )
     parser.add_argument(
         "--no-partial", action="store_true", help="leave out replacing the first, last and single layers"
