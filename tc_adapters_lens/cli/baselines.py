@@ -29,7 +29,7 @@ BASELINES = {
     "no_bridging": "adapters trained without bridging",
 }
 TRAINED = ("norm_refit", "skyline", "no_bridging")
-LR_SHARES = (1 / 30, 1 / 10, 1 / 3)
+LR_SHARES = (1 / 100, 1 / 30, 1 / 10)
 NORM_REFIT_TOKENS = 1_000_000
 
 
@@ -85,9 +85,9 @@ def recipe_config(recipe: Mapping[str, Any], names: Sequence[str]) -> TrainingCo
 
 
 def train_norm_refit(config: TrainingConfig, out: Path, model: HookedDiffTransformer) -> Variant:
-    """The hybrid with its norms trained on at most a million tokens, as the paper's."""
+    """The hybrid with its norms trained on at most a million tokens, as the paper's, at the adapters' learning rate."""
     tokens = min(config.training.training_tokens or NORM_REFIT_TOKENS, NORM_REFIT_TOKENS)
-    return _train_dense(_dense(config, "norms", config.training.lr * LR_SHARES[1], tokens), out, model)
+    return _train_dense(_dense(config, "norms", config.training.lr, tokens), out, model)
 
 
 def train_skylines(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import Namespace
 
@@ -13,10 +13,15 @@ from tc_adapters_lens.cli.output import write_json
 from tc_adapters_lens.cli.parser import Parser
 from tc_adapters_lens.errors import ConfigError
 
+if TYPE_CHECKING:
+    from tc_adapters_lens.cli.evaluation import Settings
+
 SUMMARY = "measure how faithful trained adapters are to the target, with intervals, beside baselines"
 EXAMPLE = f"""\
 examples:
   tc-adapters evaluate --run runs/toy --tokens toy --baselines all --account
+  tc-adapters evaluate --run runs/r1-distill-qwen-7b --dtype bfloat16 --tokens sampled.jsonl \\
+      --sample 700 --prompts open-thoughts/OpenThoughts3-1.2M --partial-sequences 50
   tc-adapters evaluate --base Qwen/Qwen2.5-Math-1.5B --target deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B \\
       --adapters runs/r1-distill-qwen-1.5b/adapters --tokens responses.jsonl --json faithfulness.json
 
@@ -43,6 +48,14 @@ def add_arguments(parser: Parser) -> None:
         "any dataset of text or chats; toy: the built-in pair's",
     )
     parser.add_argument(
+        "--sample",
+        type=int | None,
+        metavar="N",
+        help="first sample N responses from the target into --tokens, at temperature 0.7, as `generate` does",
+    )
+    parser.add_argument("--prompts", type=str | None, metavar="DATA", help="what --sample continues; as in `generate`")
+    parser.add_argument("--max-new-tokens", type=int | None, metavar="N", help="of each response that --sample takes")
+    parser.add_argument(
         "--positions",
         type=Literal["all", "response"],
         default="response",
@@ -58,7 +71,7 @@ def add_arguments(parser: Parser) -> None:
         "--skyline-lrs",
         type=str | None,
         metavar="LRS",
-        help="learning rates to try for the skyline; default: a 30th, a 10th and a 3rd of the adapters'",
+        help="learning rates to try for the skyline; default: a 100th, a 30th and a 10th of the adapters'",
     )
     parser.add_argument(
         "--no-partial", action="store_true", help="leave out replacing the first, last and single layers"
@@ -114,6 +127,8 @@ def run(args: Namespace) -> dict[str, Any]:
         allow_other_pair=args.allow_other_pair,
         allow_tokenizer_mismatch=args.allow_tokenizer_mismatch,
     )
+    if args.sample is not None:
+        _sample(args, settings)
     evaluation = evaluate(settings, run_directory, **place)
     result = evaluation.to_dict()
     if run_directory is not None:
@@ -140,8 +155,29 @@ def _check(args: Namespace, names: list[str]) -> None:
                 f"--baselines {','.join(trained)} are trained into a run's directory. Got no --run; name it, or leave "
                 "them out."
             )
+    if (args.sample is None) != (args.prompts is None):
+        raise ConfigError("--sample and --prompts go together: how many responses, and to what. Got one of them.")
+    if args.max_new_tokens is not None and args.sample is None:
+        raise ConfigError("--max-new-tokens is for --sample. Got no --sample; add it, or cut text with --context-size.")
     if args.account and "base" not in names:
         raise ConfigError(f"--account starts at the base. Got --baselines {args.baselines}; add base to them.")
+
+
+def _sample(args: Namespace, settings: Settings) -> None:
+    from tc_adapters_lens.cli.generate import sample_to_file
+    from tc_adapters_lens.models.sampling import Sampling
+
+    sample_to_file(
+        settings.target,
+        args.prompts,
+        args.tokens,
+        Sampling(max_new_tokens=args.max_new_tokens, seed=args.seed),
+        n=args.sample,
+        target_revision=settings.target_revision,
+        chat_template=args.chat_template,
+        dtype=args.dtype,
+        device=args.device,
+    )
 
 
 def _of_run(directory: Path | None, given: dict[str, Any]) -> dict[str, Any]:

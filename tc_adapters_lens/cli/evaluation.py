@@ -35,6 +35,7 @@ from tc_adapters_lens.models.adapter_set import AdapterSet
 from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
 from tc_adapters_lens.models.pair import load_base, load_pair
 from tc_adapters_lens.models.parts import check_parts_fit
+from tc_adapters_lens.models.sampled_file import read_sampled
 from tc_adapters_lens.training.config import DataConfig
 from tc_adapters_lens.training.data import load_sequences
 from tc_adapters_lens.training.report import DataReport
@@ -106,7 +107,7 @@ def evaluate(
     adapters = AdapterSet.from_pretrained(
         settings.adapters, device=device, pair=model.pair, allow_other_pair=settings.allow_other_pair
     )
-    sequences, report = load_text(settings.data, model)
+    sequences, report, sampling = load_text(settings.data, model)
     settings.bootstrap.require(len(sequences))
     base = None
     if settings.account or any(name in settings.baselines for name in _NEED_BASE):
@@ -162,6 +163,7 @@ def evaluate(
             tokens=settings.data.path,
             tokens_fingerprint=sequences.fingerprint(),
             data=report.to_dict(),
+            sampling=sampling,
         ),
         pair=model.pair,
         adapters=settings.adapters,
@@ -172,21 +174,31 @@ def evaluate(
     )
 
 
-def load_text(data: DataConfig, model: HookedDiffTransformer) -> tuple[TokenSequences, DataReport]:
-    """The sequences to measure on. Nothing is cut unless `data.context_size` says so.
+def load_text(
+    data: DataConfig, model: HookedDiffTransformer
+) -> tuple[TokenSequences, DataReport, dict[str, Any] | None]:
+    """The sequences to measure on, what became of the rows, and how they were sampled if `generate` did it.
+
+    Nothing is cut unless `data.context_size` says so.
 
     Raises:
-        DataError: no such text, nothing usable in it, or sequences longer than the context.
+        DataError: no such text, nothing usable in it, sequences longer than the context, or sampled from another model.
     """
     if data.path == "toy":
         data = replace(data, path=str(toy.EVAL_TOKENS))
+    sampling = read_sampled(data.path)
+    if sampling is not None and sampling["settings"]["target_fingerprint"] != model.pair.target_fingerprint:
+        raise DataError(
+            f"The text must be sampled from the target, {model.pair.target_name}. Got {data.path}, which was sampled "
+            f"from {sampling['target']['name']}. Sample from this target: `tc-adapters generate`."
+        )
     sequences, report = load_sequences(data, model.tokenizer, model.cfg.d_vocab, model.cfg.n_ctx)
     if report.n_truncated and data.context_size is None:
         raise DataError(
             f"Sequences must fit the model's context of {model.cfg.n_ctx:,} tokens. Got {report.n_truncated:,} longer "
             f"ones in {data.path}. Cut them with --context-size {model.cfg.n_ctx}, or leave them out."
         )
-    return sequences, report
+    return sequences, report, sampling
 
 
 def batches(

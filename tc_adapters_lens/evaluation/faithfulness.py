@@ -152,7 +152,7 @@ def _add_batch(
     with model.adapters(adapters), model.hooks(fwd_hooks=hooks):
         ours = model.run_layers(model.embed_tokens(tokens))
     found = {
-        "error": torch.stack([_squares(r - h, mask) for r, h in zip(ours, target, strict=True)], 1),
+        "error": torch.stack([_squares(r.double() - h.double(), mask) for r, h in zip(ours, target, strict=True)], 1),
         "energy": torch.stack([_squares(h, mask) for h in target], 1),
         "active": torch.stack(counts, 1).sum(-1).double(),
         "l1": torch.stack(l1, 1).sum(1),

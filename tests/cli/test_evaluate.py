@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from tc_adapters_lens import AdapterSet, AdapterSetInfo, load_pair
 from tc_adapters_lens.cli.main import main
 from tests.cli.conftest import N_FEATURES
 from tests.tiny import D_VOCAB, N_LAYERS
@@ -131,3 +132,28 @@ def test_sequences_longer_than_the_context(argv, tmp_path, capsys):
 def test_no_run_and_no_adapters(pair, capsys):
     assert main(["evaluate", "--base", pair[0], "--target", pair[1], "--tokens", "toy"]) == 2
     assert "--adapters is missing" in capsys.readouterr().err
+
+
+def test_samples_from_the_target_first_and_refuses_text_of_another(tmp_path, capsys):
+    """On the built-in pair, whose prompts end in responses."""
+    pair = ["--base", "toy:base", "--target", "toy:target", "--adapters", str(tmp_path / "adapters")]
+    info = AdapterSetInfo(load_pair("toy:base", "toy:target").pair)
+    AdapterSet.fresh(4, 128, 8, info).save(tmp_path / "adapters")
+    text, result = tmp_path / "sampled.jsonl", tmp_path / "result.json"
+    argv = ["evaluate", *pair, "--device", "cpu", "--tokens", str(text), "--sample", "12", "--prompts", "toy"]
+    assert main([*argv, "--no-partial", "--json", str(result), "--max-new-tokens", "30"]) == 0
+    rows = [json.loads(line) for line in text.read_text().splitlines()]
+    found = json.loads(result.read_text())
+    assert found["n_sequences"] == len(rows) == 12
+    assert found["n_tokens"] == sum(len(row["input_ids"]) - row["prompt_length"] for row in rows)
+    assert found["sampling"]["settings"]["temperature"] == 0.7
+    capsys.readouterr()
+    swapped = ["--base", "toy:target", "--target", "toy:base", "--allow-other-pair", "--tokens", str(text)]
+    assert main(["evaluate", *swapped, "--adapters", str(tmp_path / "adapters"), "--device", "cpu"]) == 1
+    assert "must be sampled from the target" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("half", [["--sample", "3"], ["--prompts", "toy"], ["--max-new-tokens", "3"]])
+def test_sampling_options_go_together(half, argv, capsys):
+    assert main([*argv, *half]) == 2
+    assert "--sample" in capsys.readouterr().err
