@@ -35,7 +35,7 @@ from transformers import AutoModelForCausalLM
 SURE = 0.8
 SMALLEST = 0.01  # smaller figures are compared as if they were this large
 REPLICATES, SEED = 2_000, 20_260_101
-INTERVAL_TOLERANCE = 0.15  # of the width: how far width and centre may be from ours
+INTERVAL_TOLERANCE = 0.15  # of ours: widths of two such bootstraps are 4% apart (one sigma), of 10 sequences more
 WITH_INTERVALS = re.compile(r"(.*\.)?(kl|top1_error|cross_entropy|(nmse|l0)(_per_layer\.\d+)?)|(.*\.)?partial_kl\..*")
 NOT_CHECKED = {  # figures that may be known here or not -> why
     r"models\.(skyline|norm_refit)\..*|skyline_sweep\..*": "made from weights of another training run",
@@ -234,13 +234,17 @@ def figures(total: Mapping[Any, Any], partial: Mapping[Any, Any], theirs: Mappin
                 found[f"partial_kl.{curve}"] = values
         return found
 
+    def swap(parts: Collection[str]) -> dict[str, Any]:
+        return {"kl": part_kl(*parts), "recovered": part_kl() - part_kl(*parts)}
+
     def steps(order: tuple[str, ...]) -> list[dict[str, Any]]:
         pairs = itertools.pairwise(part_kl(*order[:k]) for k in range(len(order) + 1))
         return [{"kl": after, "recovered": before - after} for before, after in pairs]
 
-    target = {"sure_share": total["n sure"] / n, "entropy": total["entropy"] / n}
-    target["cross_entropy"] = total["nll"] / total["n next"]
-    measured = [name for name in theirs["models"] if (keys.get(name), "kl") in total]
+    target = {"cross_entropy": total["nll"] / total["n next"], "entropy": total["entropy"] / n}
+    target["sure_share"] = total["n sure"] / n
+    names = dict.fromkeys(("hybrid", "replacement", *theirs["models"]))
+    measured = [name for name in names if (keys.get(name), "kl") in total]
     found: dict[str, Any] = {"target": target, "models": {name: agreement(name) for name in measured}}
     found |= internal("replacement") | {"l1": mean("replacement", "l1")}
     if "no_bridging" in measured:
@@ -248,8 +252,8 @@ def figures(total: Mapping[Any, Any], partial: Mapping[Any, Any], theirs: Mappin
     if theirs["account"]:
         left = mean("replacement", "kl")
         found["account"] = {
-            "alone": {part: {"kl": part_kl(part), "recovered": part_kl() - part_kl(part)} for part in PARTS},
-            "without": {part: {"kl": part_kl(*ALL - {part})} for part in PARTS},
+            "alone": {part: swap({part}) for part in PARTS},
+            "without": {part: swap(ALL - {part}) for part in PARTS},
             **{name: steps(order) for name, order in ORDERS.items()},
             "adapters": {"recovered": mean("hybrid", "kl") - left, "left": left},
         }
@@ -278,8 +282,8 @@ def measure(
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
     """Our figures by path, and the 95% intervals (low, high) that are compared."""
     models = models_needed(base, target, sets, theirs)
-    measured = [sequence_sums(target, models, *sequence) for sequence in sequences]
-    columns = {key: np.array([sums[key] for sums, _ in measured]) for key in measured[0][0]}
+    sums, fired = zip(*(sequence_sums(target, models, *sequence) for sequence in sequences), strict=True)
+    columns = {key: np.array([of_one[key] for of_one in sums]) for key in sums[0]}
     n, n_partial = len(sequences), theirs["partial_sequences"] if theirs["partial_kl"] else 0
     drawn = np.random.Generator(np.random.PCG64(theirs["seed"])).choice(n, n_partial, replace=False)  # as theirs
 
@@ -297,20 +301,17 @@ def measure(
         low, high = np.percentile(draws[path], (2.5, 97.5)) + values[path] - draws[path].mean()
         intervals[path] = (max(float(low), 0.0), float(high))
     for name in sets:
-        fired = np.sum([times[name] for _, times in measured], axis=0)
-        found = feature_figures(fired, columns["n"].sum(), theirs["frequency"]["edges"])
+        times = np.sum([of_one[name] for of_one in fired], axis=0)
+        found = feature_figures(times, columns["n"].sum(), theirs["frequency"]["edges"])
         values |= flat(found) if name == "replacement" else {f"{name}.dead": found["dead"]}
     return {path: float(value) for path, value in values.items()}, intervals
 
 
 def unequal_facts(theirs: Mapping[str, Any], sequences: list[Sequence], adapters: list[Adapter]) -> list[str]:
     """What must be equal to the letter and is not."""
-    ours = {"n_sequences": len(sequences), "n_tokens": int(sum(counted.sum() for _, counted in sequences))}
-    ours |= {
-        "n_layers": len(adapters),
-        "n_features": adapters[0]["W_enc"].shape[1],
-        "tokens_fingerprint": fingerprint(sequences),
-    }
+    ours: dict[str, Any] = {"n_sequences": len(sequences), "n_tokens": sum(int(c.sum()) for _, c in sequences)}
+    ours |= {"n_layers": len(adapters), "n_features": adapters[0]["W_enc"].shape[1]}
+    ours["tokens_fingerprint"] = fingerprint(sequences)
     found = {name: theirs[name] for name in ours}
     if theirs["account"]:
         ours |= {name: list(order) for name, order in ORDERS.items()}
@@ -343,14 +344,13 @@ def compare(theirs: Mapping[str, Any], ours: Mapping[str, float], tolerance: flo
 
 def compare_intervals(theirs: Mapping[str, Any], ours: Mapping[str, tuple[float, float]]) -> int:
     """Prints the intervals that differ in width or centre; returns how many do."""
-    estimates = {path: leaf for path, leaf in flat(theirs).items() if isinstance(leaf, Mapping)}
     if not theirs["replicates"]:
         print("intervals: not checked, the evaluation has none")
         return 0
     failed = compared = 0
-    for path in [path for path, (low, high) in ours.items() if high > low]:
-        (low, high), leaf = ours[path], estimates.get(path, {"low": None, "high": None})
-        bounds = [math.nan if leaf[end] is None else leaf[end] for end in ("low", "high")]
+    estimates = {path: leaf for path, leaf in flat(theirs).items() if isinstance(leaf, Mapping)}
+    for path, (low, high) in [(path, ends) for path, ends in ours.items() if ends[1] > ends[0]]:
+        bounds = [math.nan if end is None else end for end in map(estimates.get(path, {}).get, ("low", "high"))]
         wider, moved = (bounds[1] - bounds[0]) / (high - low) - 1, (sum(bounds) - low - high) / 2 / (high - low)
         compared += 1
         if not max(abs(wider), abs(moved)) <= INTERVAL_TOLERANCE:
@@ -371,7 +371,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float64", help="of the two models")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(arguments)
-
     path = args.evaluation / "evaluation.json" if args.evaluation.is_dir() else args.evaluation
     theirs = json.loads(path.read_text(encoding="utf-8"))
     options: dict[str, Any] = {"dtype": getattr(torch, args.dtype), "attn_implementation": "eager"}
@@ -384,7 +383,7 @@ def main(arguments: list[str] | None = None) -> int:
     base, target = read_model("base", args.base), read_model("target", args.target)
     own, unbridged = path.parent / "adapters", path.parent / "baselines/no_bridging/adapters"
     places = {"replacement": own if own.is_dir() else Path(theirs["adapters"])}
-    places |= {"no_bridging": unbridged} if "no_bridging" in theirs["models"] and unbridged.is_dir() else {}
+    places |= {"no_bridging": unbridged} if theirs["no_bridging"] and unbridged.is_dir() else {}
     print(*(f"{name}: adapters in {place}" for name, place in places.items()), sep="\n")
     sets = {name: read_adapters(place, target) for name, place in places.items()}
     sequences = read_sequences(args.tokens, theirs["positions"], theirs["data"]["context_size"], args.max_sequences)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,24 +13,29 @@ import torch
 
 from scripts import check_evaluation as check
 from scripts.check_evaluation import ALL, MLP, NONE, PARTS, assemble
+from tc_adapters_lens import toy
+from tc_adapters_lens.cli.main import main
+from tc_adapters_lens.models.adapter_set import AdapterSet, AdapterSetInfo
+from tc_adapters_lens.models.checkpoints import Checkpoint
+from tc_adapters_lens.models.pair_info import PairInfo
 from tc_adapters_lens.training.sequences import TokenSequences
-from tests.tiny import D_MODEL, D_VOCAB, N_LAYERS, hybrid, tiny_model, tiny_pair
+from tests.tiny import D_MODEL, D_VOCAB, N_LAYERS, hybrid, save, tiny_model, tiny_pair, word_tokenizer
 
 FAMILIES = ["qwen2", "qwen3", "gemma2", "neox"]
 N_FEATURES = 20
 IDS = torch.randint(0, D_VOCAB, (1, 15), generator=torch.Generator().manual_seed(0))
 
 
-def random_state(seed: int = 1) -> dict[str, torch.Tensor]:
+def random_state(n_layers: int = N_LAYERS, d_model: int = D_MODEL, scale: float = 0.2) -> dict[str, torch.Tensor]:
     """Stacked adapters; the first four features of a layer never fire."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(1)
     shapes = {
-        "W_enc": (D_MODEL, N_FEATURES),
+        "W_enc": (d_model, N_FEATURES),
         "b_enc": (N_FEATURES,),
-        "W_dec": (N_FEATURES, D_MODEL),
-        "b_dec": (D_MODEL,),
+        "W_dec": (N_FEATURES, d_model),
+        "b_dec": (d_model,),
     }
-    state = {name: torch.randn(N_LAYERS, *shape, generator=generator) * 0.2 for name, shape in shapes.items()}
+    state = {name: torch.randn(n_layers, *shape, generator=generator) * scale for name, shape in shapes.items()}
     state["b_enc"][:, :4] -= 100
     return state
 
@@ -58,6 +65,12 @@ def measured(base, target, state, **changes: object) -> dict[str, float]:
 def logits(model) -> torch.Tensor:
     with torch.no_grad():
         return model(IDS, use_cache=False).logits
+
+
+def test_it_uses_nothing_of_the_package():
+    imports = [line for line in Path(check.__file__).read_text().splitlines() if line.startswith(("import ", "from "))]
+    roots = {line.split()[1].split(".")[0] for line in imports} - set(sys.stdlib_module_names)
+    assert roots == {"numpy", "torch", "safetensors", "transformers"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -219,3 +232,84 @@ def test_an_interval_of_other_width_or_place_is_reported(ours, n_failed, capsys)
     theirs = {"replicates": 10, "nmse": estimate(0.5), "l1": estimate(1.0)}
     assert check.compare_intervals(theirs, {"nmse": ours}) == n_failed
     assert "not checked: those of 1 figures" in capsys.readouterr().out
+
+
+class Case:
+    """A pair and adapters on disk, evaluated by `tc-adapters evaluate`; `check` runs the script on the result."""
+
+    def __init__(self, root: Path, base: str, target: str, state: dict[str, torch.Tensor]) -> None:
+        self.file = root / "evaluation.json"
+        self.models = ["--base", base, "--target", target]
+        files = [Checkpoint.open(directory) for directory in (base, target)]
+        info = PairInfo(*(one.name for one in files), None, None, *(one.fingerprint() for one in files))
+        AdapterSet.from_state(state, AdapterSetInfo(info)).save(root / "adapters")
+
+    def evaluate(self, tokens: Path, *options: str, sequences: tuple[str, ...] = ()) -> None:
+        self.tokens = ["--tokens", str(tokens), *sequences]
+        options += "--adapters", str(self.file.parent / "adapters"), "--json", str(self.file), "--device", "cpu"
+        assert main(["evaluate", *self.models, *self.tokens, *options]) == 0
+
+    def check(self) -> int:
+        return check.main([str(self.file), *self.models, *self.tokens])
+
+
+EVERYTHING = ("--baselines", "base,reverse,shuffled", "--account")
+
+
+def tiny_case(family: str, root: Path) -> Case:
+    pair = zip(("base", "target"), tiny_pair(family), strict=True)
+    return Case(root, *(str(save(model, root / name, word_tokenizer())) for name, model in pair), random_state())
+
+
+def tiny_tokens(root: Path) -> Path:
+    """24 sequences of 8 to 27 tokens, of which the first 0 to 5 are the prompt."""
+    rng = np.random.default_rng(3)
+    drawn = [(rng.integers(3, D_VOCAB, 8 + rng.integers(20)).tolist(), int(rng.integers(6))) for _ in range(24)]
+    rows = [json.dumps({"input_ids": ids, "prompt_length": length}) for ids, length in drawn]
+    (root / "tokens.jsonl").write_text("\n".join(rows))
+    return root / "tokens.jsonl"
+
+
+@pytest.mark.parametrize(("family", "positions"), [("qwen2", "response"), ("gemma2", "response"), ("neox", "all")])
+def test_an_evaluation_of_a_tiny_pair_agrees_on_every_figure(family, positions, tmp_path, capsys):
+    case = tiny_case(family, tmp_path)
+    case.evaluate(tiny_tokens(tmp_path), *EVERYTHING, "--positions", positions, "--partial-sequences", "16")
+    capsys.readouterr()
+    assert case.check() == 0
+    printed = capsys.readouterr().out
+    assert "\n154 figures, 0 differ" in printed
+    assert "not checked" not in printed.split("intervals compared")[0]
+
+
+def test_an_evaluation_of_the_built_in_pair_agrees_on_every_figure(tmp_path, capsys):
+    case = Case(tmp_path, str(toy.BASE), str(toy.TARGET), random_state(4, 128, 0.05))
+    case.evaluate(toy.EVAL_TOKENS, *EVERYTHING, "--seed", "7", sequences=("--max-sequences", "24"))
+    capsys.readouterr()
+    assert case.check() == 0
+    assert "\n175 figures, 0 differ" in capsys.readouterr().out
+
+
+def test_altered_figures_intervals_and_texts_are_found(tmp_path, capsys):
+    case = tiny_case("qwen2", tmp_path)
+    case.evaluate(tiny_tokens(tmp_path), "--baselines", "none", "--partial-sequences", "10")
+    assert case.check() == 0
+    true = json.loads(case.file.read_text())
+    capsys.readouterr()
+
+    def says(found: dict) -> str:
+        case.file.write_text(json.dumps(found))
+        assert case.check() == 1
+        return capsys.readouterr().out
+
+    altered = copy.deepcopy(true)
+    altered["nmse_per_layer"][1]["value"] *= 1.0002
+    altered["models"]["hybrid"]["kl"]["high"] *= 1.2
+    said = says(altered)
+    assert [line.split()[0] for line in said.splitlines() if "DIFFERS" in line] == [
+        "nmse_per_layer.1",
+        "models.hybrid.kl:",
+    ]
+    assert "tokens_fingerprint" in says(true | {"tokens_fingerprint": "sha256:0"})
+    case.file.write_text(json.dumps(true | {"replicates": 0}))
+    assert case.check() == 0
+    assert "intervals: not checked, the evaluation has none" in capsys.readouterr().out
