@@ -53,10 +53,10 @@ Sequence = tuple[np.ndarray, np.ndarray]  # token ids, and whether each counts
 Adapter = dict[str, Tensor]  # W_enc [d, F], b_enc [F], W_dec [F, d], b_dec [d] of one layer
 
 
-def read_sequences(path: Path, positions: str, context_size: int, most: int | None) -> list[Sequence]:
+def read_sequences(path: Path, positions: str, context_size: int, most: int | None, seed: int) -> list[Sequence]:
     """Rows {"input_ids", "prompt_length"}: all, or `most` of them in the order in which the evaluation draws them."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    order = range(len(rows)) if most is None else np.random.Generator(np.random.PCG64(42)).permutation(len(rows))
+    order = range(len(rows)) if most is None else np.random.Generator(np.random.PCG64(seed)).permutation(len(rows))
     sequences = []
     for index in order:
         ids = np.asarray(rows[index]["input_ids"], dtype=np.int32)[:context_size]
@@ -386,7 +386,8 @@ def main(arguments: list[str] | None = None) -> int:
     places |= {"no_bridging": unbridged} if theirs["no_bridging"] and unbridged.is_dir() else {}
     print(*(f"{name}: adapters in {place}" for name, place in places.items()), sep="\n")
     sets = {name: read_adapters(place, target) for name, place in places.items()}
-    sequences = read_sequences(args.tokens, theirs["positions"], theirs["data"]["context_size"], args.max_sequences)
+    cut, seed = theirs["data"]["context_size"], theirs["seed"]
+    sequences = read_sequences(args.tokens, theirs["positions"], cut, args.max_sequences, seed)
     unequal = unequal_facts(theirs, sequences, sets["replacement"])
     if unequal:
         print(*(f"{line}  DIFFERS" for line in unequal), sep="\n")

@@ -194,9 +194,9 @@ def test_sequences_are_those_of_the_evaluation(tmp_path):
     rows += [{"input_ids": [1, 2, 3], "prompt_length": 3}]
     path = tmp_path / "tokens.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    ((ids, counted),) = check.read_sequences(path, "response", 4, None)
+    ((ids, counted),) = check.read_sequences(path, "response", 4, None, 42)
     assert (ids.tolist(), counted.tolist()) == ([1, 2, 3, 4], [False, False, True, True])
-    everything = check.read_sequences(path, "all", 4, None)
+    everything = check.read_sequences(path, "all", 4, None, 42)
     assert [(len(ids), counted.all()) for ids, counted in everything] == [(4, True), (3, True)]
     theirs = TokenSequences.from_lists(*zip(*everything, strict=True))
     assert check.fingerprint(everything) == theirs.fingerprint()

@@ -80,9 +80,7 @@ def add_arguments(parser: Parser) -> None:
         "--partial-sequences", type=int | None, metavar="N", help="measure partial replacement on N sequences"
     )
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="replicates; 0: no intervals")
-    parser.add_argument(
-        "--seed", type=int, default=42, help="of the bootstrap, the shuffling and the choice of N sequences"
-    )
+    parser.add_argument("--seed", type=int, default=42, help="of every draw: bootstrap, shuffling, which N sequences")
     parser.add_argument("--max-sequences", type=int | None, metavar="N", help="measure N sequences drawn at random")
     parser.add_argument("--context-size", type=int | None, metavar="N", help="cut sequences to N tokens")
     parser.add_argument("--chat-template", type=str | None, metavar="FILE", help="Jinja, for chats")
@@ -115,6 +113,7 @@ def run(args: Namespace) -> dict[str, Any]:
             loss_on=args.positions,
             context_size=args.context_size,
             max_sequences=args.max_sequences,
+            subset_seed=args.seed,
             chat_template=args.chat_template,
         ),
         baselines=names,

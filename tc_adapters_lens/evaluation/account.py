@@ -31,7 +31,8 @@ class Swap:
     """The model after a part of the target was swapped into another.
 
     kl: KL(target || model), nats.
-    recovered: what the swap took off the KL, nats; below zero if it added to it.
+    recovered: what it took off the KL, nats: off that of the step before, or else off the base's; below zero if it
+        added to it.
     """
 
     kl: Estimate

@@ -110,14 +110,13 @@ class Sums:
         rows = torch.from_numpy(weights).to(self.device)
         for name, value in values.items():
             kept = rows if fewer is None or name not in fewer else rows[: 1 + fewer[name]]
-            dtype = torch.float64 if kept is rows else torch.float32
-            added = (kept.to(dtype) @ value.to(dtype).reshape(n, -1)).view(-1, *value.shape[1:])
+            added = (kept @ value.double().reshape(n, -1)).view(-1, *value.shape[1:])
             self.tensors[name] = added if name not in self.tensors else self.tensors[name] + added
         self.n_sequences += n
 
     def __getitem__(self, name: str) -> Float[np.ndarray, "n_rows ..."]:
-        """All rows of a quantity, float64."""
-        return self.tensors[name].double().cpu().numpy()
+        """All rows of a quantity."""
+        return self.tensors[name].cpu().numpy()
 
 
 def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
