@@ -36,7 +36,8 @@ def run(args: Namespace) -> dict[str, Any]:
     result = write_report(args.runs, out)
     outcomes = [expectation["outcome"] for expectation in result["expectations"]]
     counts = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in ("held", "failed", "not measured"))
-    print(f"{len(result['runs'])} runs on {result['n_tokens']:,} tokens; expectations: {counts}")
+    runs = "1 run" if len(args.runs) == 1 else f"{len(args.runs)} runs"
+    print(f"{runs} on {result['n_tokens']:,} tokens; expectations: {counts}")
     for expectation in result["expectations"]:
         if expectation["outcome"] == "failed":
             print(f"  failed: {expectation['statement']}")

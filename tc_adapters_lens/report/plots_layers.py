@@ -32,9 +32,10 @@ def nmse(runs: Runs) -> Section:
     means = "; ".join(f"{name}: mean {number(found['nmse']['value'])}" for name, _, found in lines)
     text = (
         "Normalised squared error of the replacement model's residual stream after each layer: sum of squared error "
-        "over sum of squares of the target's, on the counted positions, before the final norm. Dashed: trained without "
-        "bridging."
+        "over sum of squares of the target's, on the counted positions, before the final norm."
     )
+    if runs.ablations:
+        text += " Dashed: trained without bridging."
     panel = Panel("nmse-layers", "NMSE after each layer", f"NMSE after each layer. {means}.", _nmse_figure(lines))
     keys = [Key(name, style, marker=True) for name, style, _ in lines]
     return Section("nmse", "Internal faithfulness", text, [panel], keys, columns=1)
@@ -90,6 +91,8 @@ def bridging(runs: Runs) -> Section:
         panels.append(
             Panel(f"bridging-{i}-nmse", "NMSE after each layer", f"Mean NMSE {told}.", _nmse_figure(lines), choices[-1])
         )
+    if len(choices) == 1:
+        text += f" Here: {choices[0]}."
     return Section("bridging", title, text, panels, run_keys(styles, styles), choices)
 
 

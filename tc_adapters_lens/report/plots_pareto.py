@@ -45,9 +45,9 @@ def pareto(runs: Runs) -> Section:
 def _panel(runs: Runs, lines: list[Row], key: str, title: str, write: Callable[[float], str]) -> Panel:
     l0s = [run.evaluation["l0"]["value"] for run in runs.ordered]
     values = [run.estimate("replacement", key) for run in runs.ordered]
-    x = scale(l0s)
+    ends = (min(l0s) / 1.6, max(l0s) * 1.6) if min(l0s) > 0 else (0.0, 1.1 * max([*l0s, 1e-9]))
+    x = scale(ends)
     logarithmic = x["type"] == "log"
-    ends = (min(l0s) / 1.6, max(l0s) * 1.6) if logarithmic else (0.0, 1.1 * max([*l0s, 1e-9]))
     data: list[dict[str, Any]] = []
     for row in lines:
         data += _line(row, row.figures[key], ends, write)

@@ -76,7 +76,12 @@ def _frequency(run: Run, i: int) -> Panel:
     never = sum(layer[0].value for layer in counts)
     description = f"Features per layer and firing frequency of {run.label}; {count(never)} never fired."
     return Panel(
-        f"frequency-{i}", "Firing frequency", description, figure([heatmap], x, y, height=height), run.label, True
+        f"frequency-{i}",
+        f"Firing frequency, {run.label}",
+        description,
+        figure([heatmap], x, y, height=height),
+        run.label,
+        True,
     )
 
 

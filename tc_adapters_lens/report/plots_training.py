@@ -45,7 +45,7 @@ def _panel(
     styles, data, values, told = run_styles(runs.groups), [], [], []
     for run in having:
         points = _thin([(row[TOKENS], sum(row[name] for name in names)) for row in run.metrics if _has(row, names)])
-        if not points:
+        if not any(y for _, y in points):  # nothing logged, or a loss of weight 0
             continue
         tokens, ys = zip(*points, strict=True)
         values += ys

@@ -144,7 +144,7 @@ def evaluation(
             "partial_kl": curves(0.9 * kl, 3.5),
         },
         "account": {
-            "parts": PARTS,
+            "parts": list(PARTS),
             "alone": {
                 part: {"kl": e(left), "recovered": e(BASE_KL - left)}
                 for part, left in zip(PARTS, (4.9, 4.2, 5.1, 3.4, 4.6), strict=True)
