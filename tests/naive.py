@@ -36,13 +36,7 @@ def in_float64(model: PreTrainedModel) -> PreTrainedModel:
         model.set_attn_implementation("sdpa")
     for name, module in model.named_modules():
         if type(module).__name__.endswith("RMSNorm"):
-            gain = module.weight + float("Gemma" in type(module).__name__)
-            eps = getattr(module, "variance_epsilon", None) or module.eps
-            module.forward = partial(
-                lambda x, gain, eps: gain * x * (x.pow(2).mean(-1, keepdim=True) + eps).rsqrt(),
-                gain=gain,
-                eps=eps,
-            )
+            module.forward = partial(_rms_norm, module)
         if name.endswith("rotary_emb"):
             width = 2 * len(module.inv_freq)
             theta = model.config.rope_theta
@@ -55,6 +49,12 @@ def in_float64(model: PreTrainedModel) -> PreTrainedModel:
                 angles=angles,
             )
     return model
+
+
+def _rms_norm(module: nn.Module, x: Tensor) -> Tensor:
+    gain = module.weight + float("Gemma" in type(module).__name__)
+    eps = getattr(module, "variance_epsilon", None) or module.eps
+    return gain * x * (x.pow(2).mean(-1, keepdim=True) + eps).rsqrt()
 
 
 class Naive:
@@ -77,3 +77,44 @@ class Naive:
             block.register_forward_hook(lambda _m, _i, out: residuals.append(out[0] if isinstance(out, tuple) else out))
         logits = model(tokens, use_cache=False).logits
         return logits, residuals, [layers[layer].mlp.acts for layer in replaced]
+
+
+class NaiveDense(Naive):
+    """The same with layers of the hybrid in which all MLP or norm weights are leaves, a little off the hybrid's.
+
+    Attributes:
+        leaves: of every layer, under their names in a Hugging Face layer.
+    """
+
+    def __init__(self, family: str, kind: str) -> None:
+        super().__init__(family, [])
+        self.gemma = "gemma" in family
+        self.layers = "gpt_neox.layers" if self.neox else "model.layers"
+        generator = torch.Generator().manual_seed(2)
+
+        def leaf(tensor: Tensor) -> Tensor:
+            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+            return (tensor + 0.05 * noise).requires_grad_()
+
+        model, part = (self.base, "mlp.") if kind == "mlps" else (self.target, "norm")
+        self.leaves = [
+            {name: leaf(param) for name, param in layer.named_parameters() if part in name}
+            for layer in model.get_submodule(self.layers)
+        ]
+
+    def run(self, tokens: Tensor, replaced: range) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        model = copy.deepcopy(self.target)
+        residuals: list[Tensor] = []
+        for block in model.get_submodule(self.layers):
+            block.register_forward_hook(lambda _m, _i, out: residuals.append(out[0] if isinstance(out, tuple) else out))
+        base_layers = self.base.get_submodule(self.layers)
+        weights = {
+            f"{self.layers}.{layer}.{name}": tensor
+            for layer in replaced
+            for name, tensor in {
+                **{f"mlp.{name}": param for name, param in base_layers[layer].mlp.named_parameters()},
+                **self.leaves[layer],
+            }.items()
+        }
+        logits = torch.func.functional_call(model, weights, (tokens,), {"use_cache": False}).logits
+        return logits, residuals, []

@@ -7,7 +7,6 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from tc_adapters_lens import toy
 from tc_adapters_lens.cli import options
 from tc_adapters_lens.cli.output import write_json
 from tc_adapters_lens.cli.parser import Parser
@@ -32,12 +31,10 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: Namespace) -> dict[str, Any]:
-    from tc_adapters_lens.cli.evaluate import batches
-    from tc_adapters_lens.evaluation.faithfulness import measure_faithfulness
-    from tc_adapters_lens.models.pair import load_base
+    from tc_adapters_lens.cli.evaluation import Settings, evaluate
+    from tc_adapters_lens.evaluation.record import EVALUATION_FILE
     from tc_adapters_lens.report.faithfulness import faithfulness_table, plot_faithfulness
     from tc_adapters_lens.training.config import DataConfig, load_config
-    from tc_adapters_lens.training.data import load_sequences
     from tc_adapters_lens.training.runner import ADAPTERS, load_run_pair, train
 
     out = Path(args.out)
@@ -47,23 +44,19 @@ def run(args: Namespace) -> dict[str, Any]:
         for name, recipe in RECIPES.items()
     }
     model = load_run_pair(configs["sparse"])
-    base = load_base(configs["sparse"].base)
-    held_out, _ = load_sequences(
-        DataConfig(path=str(toy.EVAL_TOKENS), loss_on="response"),
-        model.tokenizer,
-        model.cfg.d_vocab,
-        model.cfg.n_ctx,
-    )
-    results = {}
+    text = DataConfig(path="toy", loss_on="response")
+    results, summary = {}, {}
     for name, config in configs.items():
         print(f"\n{name} adapters: l1_coefficient {config.objective.l1_coefficient}")
-        adapters = train(config, out / name, model)
-        results[name] = measure_faithfulness(model, adapters, batches(held_out, 32), base)
-    summary = {name: result.to_dict() for name, result in results.items()}
+        train(config, out / name, model)
+        settings = Settings(config.base, config.target, str(out / name / ADAPTERS), text, batch_size=32)
+        evaluation = evaluate(settings, out / name, model=model)
+        results[name], summary[name] = evaluation.faithfulness, evaluation.to_dict()
+        write_json(out / name / EVALUATION_FILE, summary[name])
     write_json(out / RESULT, summary)
     plot_faithfulness(results, out / PICTURE, "Built-in pair: what adapters recover of the fine-tuned target")
 
-    print(f"\nOn {held_out.mask.sum():,} response tokens sampled from the target:\n")
+    print(f"\nOn {results['sparse'].n_tokens:,} response tokens sampled from the target:\n")
     print(faithfulness_table(results))
     places = {f"{name} adapters": out / name / ADAPTERS for name in results}
     places |= {"picture": out / PICTURE, "figures": out / RESULT}

@@ -257,7 +257,7 @@ def _check_memory(
         return None
     try:
         estimate = estimate_memory(config, model)
-    except CheckpointError as error:
+    except (CheckpointError, ConfigError) as error:
         findings.add("not estimated", "skipped", str(error))
         return None
     print("\n".join(memory_lines(estimate)))

@@ -1,54 +1,92 @@
-"""`tc-adapters evaluate`: how faithful trained adapters are, beside base and hybrid."""
+"""`tc-adapters evaluate`: how faithful trained adapters are, beside base, hybrid and other baselines."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import Namespace
 
-from tc_adapters_lens.cli import options
+from tc_adapters_lens.cli import baselines, options
+from tc_adapters_lens.cli.output import write_json
 from tc_adapters_lens.cli.parser import Parser
 from tc_adapters_lens.errors import ConfigError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from tc_adapters_lens.cli.evaluation import Settings
 
-    from tc_adapters_lens.training.sequences import TokenSequences
-
-SUMMARY = "measure how faithful trained adapters are to the target, beside base and hybrid"
-EXAMPLE = """\
-example:
+SUMMARY = "measure how faithful trained adapters are to the target, with intervals, beside baselines"
+EXAMPLE = f"""\
+examples:
+  tc-adapters evaluate --run runs/toy --tokens toy --baselines all --account
+  tc-adapters evaluate --run runs/r1-distill-qwen-7b --dtype bfloat16 --tokens sampled.jsonl \\
+      --sample 700 --prompts open-thoughts/OpenThoughts3-1.2M --partial-sequences 50
   tc-adapters evaluate --base Qwen/Qwen2.5-Math-1.5B --target deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B \\
-      --adapters runs/r1-distill-qwen-1.5b/adapters --tokens responses.jsonl --json faithfulness.json"""
+      --adapters runs/r1-distill-qwen-1.5b/adapters --tokens responses.jsonl --json faithfulness.json
+
+baselines:
+{chr(10).join(f"  {name:12} {what}" for name, what in baselines.BASELINES.items())}
+The last three are trained first, as the adapters were, into RUN/baselines/."""
 
 
 def add_arguments(parser: Parser) -> None:
-    options.add_pair(parser)
     parser.add_argument(
-        "--adapters", type=str, required=True, metavar="DIR", help="directory or hub id of trained adapters"
+        "--run",
+        type=str | None,
+        metavar="DIR",
+        help="a training run: names pair and adapters, and gets evaluation.json, which `report` reads",
     )
+    options.add_pair(parser, required=False)
+    parser.add_argument("--adapters", type=str | None, metavar="DIR", help="directory or hub id of trained adapters")
     parser.add_argument(
         "--tokens",
         type=str,
         required=True,
         metavar="FILE",
-        help="jsonl rows with `input_ids`, or any dataset of text or chats; best sampled from the target",
+        help="jsonl rows with `input_ids` and `prompt_length` sampled from the target, as `generate` writes them; or "
+        "any dataset of text or chats; toy: the built-in pair's",
     )
+    parser.add_argument(
+        "--sample",
+        type=int | None,
+        metavar="N",
+        help="first sample N responses from the target into --tokens, at temperature 0.7, as `generate` does",
+    )
+    parser.add_argument("--prompts", type=str | None, metavar="DATA", help="what --sample continues; as in `generate`")
+    parser.add_argument("--max-new-tokens", type=int | None, metavar="N", help="of each response that --sample takes")
     parser.add_argument(
         "--positions",
         type=Literal["all", "response"],
-        default="all",
+        default="response",
         help="positions that count; response needs chats, or rows with `prompt_length`",
+    )
+    parser.add_argument(
+        "--baselines", type=str, default="base", metavar="NAMES", help="all, none, or names with commas"
+    )
+    parser.add_argument(
+        "--account", action="store_true", help="swap the target's parts into the base: where the difference lives"
+    )
+    parser.add_argument(
+        "--skyline-lrs",
+        type=str | None,
+        metavar="LRS",
+        help="learning rates to try for the skyline; default: a 100th, a 30th and a 10th of the adapters'",
+    )
+    parser.add_argument(
+        "--no-partial", action="store_true", help="leave out replacing the first, last and single layers"
+    )
+    parser.add_argument(
+        "--partial-sequences", type=int | None, metavar="N", help="measure partial replacement on N sequences"
+    )
+    parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="replicates; 0: no intervals")
+    parser.add_argument(
+        "--seed", type=int, default=42, help="of the bootstrap, the shuffling and the choice of N sequences"
     )
     parser.add_argument("--max-sequences", type=int | None, metavar="N", help="measure N sequences drawn at random")
     parser.add_argument("--context-size", type=int | None, metavar="N", help="cut sequences to N tokens")
     parser.add_argument("--chat-template", type=str | None, metavar="FILE", help="Jinja, for chats")
     parser.add_argument("--batch-size", type=int, default=8, help="sequences in one forward pass")
-    parser.add_argument(
-        "--no-base", action="store_true", help="leave out the base's own row, which loads the whole base"
-    )
     parser.add_argument(
         "--allow-other-pair", action="store_true", help="measure adapters that were trained on another pair"
     )
@@ -58,53 +96,102 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: Namespace) -> dict[str, Any]:
-    if args.batch_size < 1:
-        raise ConfigError(f"--batch-size must be at least 1. Got {args.batch_size}.")
-    from tc_adapters_lens.evaluation.faithfulness import measure_faithfulness
-    from tc_adapters_lens.models.adapter_set import AdapterSet
-    from tc_adapters_lens.models.pair import load_base, load_pair
+    names = baselines.parse_baselines(args.baselines)
+    lrs = baselines.parse_lrs(args.skyline_lrs)
+    _check(args, names)
+    from tc_adapters_lens.cli.evaluation import Settings, evaluate
+    from tc_adapters_lens.evaluation.bootstrap import Bootstrap
+    from tc_adapters_lens.evaluation.record import EVALUATION_FILE
     from tc_adapters_lens.report.faithfulness import faithfulness_table
     from tc_adapters_lens.training.config import DataConfig
-    from tc_adapters_lens.training.data import load_sequences
 
-    data = DataConfig(
-        path=args.tokens,
-        loss_on=args.positions,
-        context_size=args.context_size,
-        max_sequences=args.max_sequences,
-        chat_template=args.chat_template,
-    )
     place = {"dtype": options.torch_dtype(args.dtype), "device": options.torch_device(args.device)}
-    model = load_pair(
-        args.base,
-        args.target,
-        base_revision=args.base_revision,
-        target_revision=args.target_revision,
+    run_directory = None if args.run is None else Path(args.run)
+    given = {name: args[name] for name in ("base", "target", "base_revision", "target_revision", "adapters")}
+    settings = Settings(
+        **_of_run(run_directory, given),
+        data=DataConfig(
+            path=args.tokens,
+            loss_on=args.positions,
+            context_size=args.context_size,
+            max_sequences=args.max_sequences,
+            chat_template=args.chat_template,
+        ),
+        baselines=names,
+        account=args.account,
+        skyline_lrs=lrs,
+        partial=not args.no_partial,
+        partial_sequences=args.partial_sequences,
+        bootstrap=Bootstrap(args.bootstrap, args.seed),
+        batch_size=args.batch_size,
+        allow_other_pair=args.allow_other_pair,
         allow_tokenizer_mismatch=args.allow_tokenizer_mismatch,
-        **place,
     )
-    adapters = AdapterSet.from_pretrained(
-        args.adapters, device=place["device"], pair=model.pair, allow_other_pair=args.allow_other_pair
+    if args.sample is not None:
+        _sample(args, settings)
+    evaluation = evaluate(settings, run_directory, **place)
+    result = evaluation.to_dict()
+    if run_directory is not None:
+        write_json(run_directory / EVALUATION_FILE, result)
+    print(faithfulness_table({"adapters": evaluation.faithfulness}))
+    if run_directory is not None:
+        print(f"Written: {run_directory / EVALUATION_FILE}. A page of it: tc-adapters report {run_directory}")
+    return result
+
+
+def _check(args: Namespace, names: list[str]) -> None:
+    for option in ("batch_size", "partial_sequences"):
+        if args[option] is not None and args[option] < 1:
+            raise ConfigError(f"--{option.replace('_', '-')} must be at least 1. Got {args[option]}.")
+    trained = [name for name in names if name in baselines.TRAINED]
+    if args.run is None:
+        missing = [f"--{name}" for name in ("base", "target", "adapters") if args[name] is None]
+        if missing:
+            raise ConfigError(
+                f"Either --run, or --base, --target and --adapters must be given. {missing[0]} is missing."
+            )
+        if trained:
+            raise ConfigError(
+                f"--baselines {','.join(trained)} are trained into a run's directory. Got no --run; name it, or leave "
+                "them out."
+            )
+    if (args.sample is None) != (args.prompts is None):
+        raise ConfigError("--sample and --prompts go together: how many responses, and to what. Got one of them.")
+    if args.max_new_tokens is not None and args.sample is None:
+        raise ConfigError("--max-new-tokens is for --sample. Got no --sample; add it, or cut text with --context-size.")
+    if args.account and "base" not in names:
+        raise ConfigError(f"--account starts at the base. Got --baselines {args.baselines}; add base to them.")
+
+
+def _sample(args: Namespace, settings: Settings) -> None:
+    from tc_adapters_lens.cli.generate import sample_to_file
+    from tc_adapters_lens.models.sampling import Sampling
+
+    sample_to_file(
+        settings.target,
+        args.prompts,
+        args.tokens,
+        Sampling(max_new_tokens=args.max_new_tokens, seed=args.seed),
+        n=args.sample,
+        target_revision=settings.target_revision,
+        chat_template=args.chat_template,
+        dtype=args.dtype,
+        device=args.device,
     )
-    sequences, report = load_sequences(data, model.tokenizer, model.cfg.d_vocab, model.cfg.n_ctx)
-    whole_base = None if args.no_base else load_base(args.base, base_revision=args.base_revision, **place)
-    result = measure_faithfulness(model, adapters, batches(sequences, args.batch_size), whole_base)
-    print(faithfulness_table({Path(args.adapters).name: result}))
-    return {
-        **result.to_dict(),
-        "positions": args.positions,
-        "pair": model.pair.to_dict(),
-        "adapters": args.adapters,
-        "data": report.to_dict(),
-    }
 
 
-def batches(sequences: TokenSequences, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Tokens and mask of all sequences, those of similar length together, with a progress bar."""
-    from tqdm.auto import tqdm
+def _of_run(directory: Path | None, given: dict[str, Any]) -> dict[str, Any]:
+    """Pair and adapters as given, the rest as the run's configuration says."""
+    if directory is None:
+        return given
+    from tc_adapters_lens.training.config import TrainingConfig
+    from tc_adapters_lens.training.runner import ADAPTERS, CONFIG_FILE
 
-    order = sequences.lengths.argsort(kind="stable")[::-1]
-    starts = range(0, len(order), batch_size)
-    for start in tqdm(starts, desc="evaluating", unit=" batches", disable=None):
-        batch = sequences.batch(order[start : start + batch_size])
-        yield batch.tokens, batch.mask
+    path = directory / CONFIG_FILE
+    if not path.is_file():
+        raise ConfigError(
+            f"--run must be the directory of a training run. Got {directory}, which has no {CONFIG_FILE}."
+        )
+    config = TrainingConfig.from_yaml(path.read_text(encoding="utf-8"))
+    of_run = {**dataclasses.asdict(config), "adapters": str(directory / ADAPTERS)}
+    return {name: of_run[name] if value is None else value for name, value in given.items()}

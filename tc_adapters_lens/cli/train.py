@@ -1,4 +1,4 @@
-"""`tc-adapters train`: adapters for a pair, from a configuration file and overrides."""
+"""`tc-adapters train`: adapters, or dense weights, for a pair, from a configuration file and overrides."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ EXAMPLE = """\
 examples:
   tc-adapters train --config configs/toy.yaml --out runs/toy
   tc-adapters train --config configs/toy.yaml --training.lr 1e-3 --objective.l1_coefficient 3e-3
+  tc-adapters train --config configs/toy.yaml --out runs/skyline --trained mlps
   torchrun --nproc-per-node 4 --no-python tc-adapters train --config configs/toy.yaml --out runs/toy
 
 Tokenised data is cached: TC_ADAPTERS_CACHE=DIR says where, TC_ADAPTERS_CACHE=off switches it off."""
@@ -66,7 +67,10 @@ def run(args: Namespace) -> dict[str, Any] | None:
         distributed.leave()
         if not processes.is_main:
             return None
-    print(f"{result['n_layers']} adapters of {result['n_features']} features written to {result['adapters']}")
+    if "adapters" in result:
+        print(f"{result['n_layers']} adapters of {result['n_features']} features written to {result['adapters']}")
+    else:
+        print(f"{result['trained']} of {result['n_layers']} layers written to {result['weights']}")
     return result
 
 
@@ -78,20 +82,19 @@ def _train(args: Namespace) -> dict[str, Any]:
     out = Path(args.out) if args.out else Path("runs") / Path(args.config).stem
     config = load_config(args.config, overrides)
 
-    from tc_adapters_lens.training.runner import ADAPTERS, train  # after the checks: torch takes seconds
+    from tc_adapters_lens.models.adapter_set import AdapterSet  # after the checks: torch takes seconds
+    from tc_adapters_lens.training.runner import ADAPTERS, WEIGHTS, train
     from tc_adapters_lens.training.trainer import StopTraining
 
     try:
-        adapters = train(config, out)
+        trained = train(config, out)
     except StopTraining as stopped:
         raise KeyboardInterrupt(str(stopped)) from None
-    return {
-        "adapters": str(out / ADAPTERS),
-        "n_layers": adapters.n_layers,
-        "n_features": adapters.n_features,
-        "measured": adapters.info.measured,
-        "config": config.to_dict(),
-    }
+    if isinstance(trained, AdapterSet):
+        what = {"adapters": str(out / ADAPTERS), "n_layers": trained.n_layers, "n_features": trained.n_features}
+    else:
+        what = {"weights": str(out / WEIGHTS), "n_layers": trained.n_layers, "trained": trained.kind}
+    return {**what, "measured": trained.info.measured, "config": config.to_dict()}
 
 
 def _meaning(config: type, key: str) -> str:

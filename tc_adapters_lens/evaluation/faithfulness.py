@@ -1,7 +1,7 @@
-"""How faithful a replacement model is to its target, streamed over any number of tokens.
+"""How faithful a replacement model is to its target, beside other models of the pair, on any number of tokens.
 
-Per batch: the target, the replacement model, the hybrid and (where given) the base each run once; bridging at every
-cutoff continues from the residual streams already there. Only sums are kept, in float64.
+Per batch the target, the replacement model and every other model run once, and per-sequence sums go into `Sums`: all
+figures and their intervals come from those, in memory that does not grow with the number of tokens.
 
 Source: Hu et al. 2026, sections 4.1 and 4.2 (arXiv 2602.20904).
 """
@@ -9,200 +9,203 @@ Source: Hu et al. 2026, sections 4.1 and 4.2 (arXiv 2602.20904).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformer_lens import HookedTransformer
+from transformer_lens.hook_points import HookPoint
 
-from tc_adapters_lens.core.losses import kl_divergence
-from tc_adapters_lens.core.statistics import feature_counts, top1_error
+from tc_adapters_lens.core.statistics import feature_counts
 from tc_adapters_lens.errors import DataError
+from tc_adapters_lens.evaluation.account import Account, account
+from tc_adapters_lens.evaluation.bootstrap import Bootstrap, Estimate, Sums, finite, ratio
+from tc_adapters_lens.evaluation.predictions import (
+    Agreement,
+    Positions,
+    Prediction,
+    TargetPredictions,
+    agreement,
+    compare_predictions,
+    mean_kl,
+    n_positions,
+    target_predictions,
+)
+from tc_adapters_lens.evaluation.progress import Batch, Progress
+from tc_adapters_lens.evaluation.variants import Variant, predict
 from tc_adapters_lens.models.adapter_set import AdapterSet
-from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer, unembed_resid
+from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
 from tc_adapters_lens.models.names import hook_delta
 
-CHUNK_POSITIONS = 512
+FREQUENCY_EDGES = (0.0, *(10 ** (half / 2) for half in range(-14, 0)), 1.0 + 1e-9)
+"""Borders of the bins of firing frequency, the share of tokens a feature is active on: never, then half decades."""
+
+_FREQUENCY_REPLICATES = 200  # of every feature's count: 1,000 of 28 layers with 8,192 features would take 0.9 GB
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """One model's predictions against the target's, over unmasked positions.
+class Frequency:
+    """How often features fire.
 
-    kl: mean KL(target || model), nats.
-    top1_error: share of positions whose most probable next token differs.
+    edges: borders of the bins; bin i holds edges[i] <= frequency < edges[i + 1], but bin 0 only what never fired.
+    per_layer: features per bin, for each layer.
     """
 
-    kl: float
-    top1_error: float
+    edges: list[float]
+    per_layer: list[list[Estimate]]
 
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """What `measure_faithfulness` finds.
+    """What `measure_faithfulness` finds; each figure with its 95% interval.
 
-    n_tokens: unmasked positions measured.
-    kl, top1_error: of the replacement model.
+    n_tokens, n_sequences: counted positions, and the sequences they are in.
+    replicates, seed: of the bootstrap.
+    target: the target's own predictions.
+    models: name -> agreement with the target; "replacement" and "hybrid", and every variant that was asked for.
     nmse, nmse_per_layer: sum |h' - h|^2 / sum |h|^2 after each layer, and its mean over layers.
     l0, l0_per_layer: active features per token, and its mean over layers.
     l1: decoder-norm-weighted L1 summed over layers, mean over tokens.
-    dead_features: features that never fired on these tokens, of `n_features` in all layers.
-    bridging_kl: for each direction a KL per cutoff 0..n_layers. `replacement_to_target` runs the replacement below
-        the cutoff and the target above; `target_to_replacement` the other way round.
-    hybrid, base: the same agreement for the hybrid and, where given, the base.
+    frequency: how many features fire how often.
+    dead, dead_per_layer: features that never fired on these tokens.
+    n_layers, n_features: layers, and features of each.
+    account: where the rest of the difference lives, if it was asked for.
     """
 
     n_tokens: int
-    kl: float
-    top1_error: float
-    nmse: float
-    nmse_per_layer: list[float]
-    l0: float
-    l0_per_layer: list[float]
-    l1: float
-    dead_features: int
+    n_sequences: int
+    replicates: int
+    seed: int
+    target: TargetPredictions
+    models: dict[str, Agreement]
+    nmse: Estimate
+    nmse_per_layer: list[Estimate]
+    l0: Estimate
+    l0_per_layer: list[Estimate]
+    l1: Estimate
+    frequency: Frequency
+    dead: Estimate
+    dead_per_layer: list[Estimate]
+    n_layers: int
     n_features: int
-    bridging_kl: dict[str, list[float]]
-    hybrid: Agreement
-    base: Agreement | None
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    account: Account | None
 
 
-class _AgreementSums:
-    """KL and disagreements summed over positions, for one model."""
-
-    def __init__(self) -> None:
-        self.kl = self.errors = 0.0
-
-    def add(self, kl: Tensor, errors: Tensor) -> None:
-        self.kl += kl.double().sum().item()
-        self.errors += errors.sum().item()
-
-    def mean(self, n_tokens: int) -> Agreement:
-        return Agreement(self.kl / n_tokens, self.errors / n_tokens)
-
-
-@torch.no_grad()
 def measure_faithfulness(
     model: HookedDiffTransformer,
     adapters: AdapterSet,
-    batches: Iterable[tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]],
-    base: HookedTransformer | None = None,
+    batches: Iterable[Batch],
+    bootstrap: Bootstrap | None = None,
+    variants: Mapping[str, Variant] | None = None,
+    account_variants: Mapping[str, Variant] | None = None,
+    progress: Progress | None = None,
 ) -> Faithfulness:
-    """Compare replacement model, hybrid and base with the target, and count what the adapters do.
+    """Compare replacement model, hybrid and others with the target, and count what the adapters do.
 
     Args:
         model: the pair, with nothing attached.
         adapters: fitting it, in any precision.
         batches: (tokens, mask), padded on the right, mask True where a position counts.
-        base: the base model, for its own row.
+        bootstrap: how intervals are made; None: 1,000 replicates.
+        variants: further models to compare, by name.
+        account_variants: those of `account.account_variants`; they need "base" among `variants`.
+        progress: where to keep what was added up so far, so that a killed evaluation goes on.
     Raises:
-        DataError: no position counts.
+        DataError: no position counts, too few sequences for intervals, or predictions that are not finite.
     """
-    n_layers = model.cfg.n_layers
-    device, double = model.cfg.device, {"dtype": torch.float64, "device": model.cfg.device}
-    squared_error, squared_target = torch.zeros(n_layers, **double), torch.zeros(n_layers, **double)
-    counts = torch.zeros(n_layers, adapters.n_features, dtype=torch.int64, device=device)
-    decoder_norms = [a.W_dec.detach().double().norm(dim=-1) for a in adapters.values()]
-    totals = torch.zeros(n_layers, adapters.n_features, **double)
-    streams: dict[str, _AgreementSums] = {}
-    n_tokens = 0
+    others: dict[str, Variant] = {"hybrid": partial(model.mode, "base"), **(variants or {}), **(account_variants or {})}
+    sums = Sums(bootstrap or Bootstrap(), model.cfg.device or "cpu")
+    for tokens, mask in (progress or Progress()).over(batches, sums):
+        tokens, mask = tokens.to(model.cfg.device), mask.to(model.cfg.device)
+        _add_batch(sums, model, adapters, others, tokens, mask)
 
-    for tokens, mask in batches:
-        tokens, mask = tokens.to(device), mask.to(device)
-        n_tokens += int(mask.sum())
-        with model.mode("target"):
-            target = [model.embed_tokens(tokens)]
-            target += model.run_layers(target[0])
-        with model.adapters(adapters), _features(model) as features:
-            ours = [target[0], *model.run_layers(target[0])]
-        for layer in range(n_layers):
-            h, error = target[layer + 1][mask].double(), (ours[layer + 1] - target[layer + 1])[mask].double()
-            squared_error[layer] += error.square().sum()
-            squared_target[layer] += h.square().sum()
-            counts[layer] += feature_counts(features[layer], mask)
-            totals[layer] += features[layer].masked_fill(~mask.unsqueeze(-1), 0).sum((0, 1), dtype=torch.float64)
-        features.clear()
-
-        finals = {"replacement": ours[-1]}
-        with model.mode("base"):
-            finals["hybrid"] = model.run_layers(target[0])[-1]
-        for cutoff in range(1, n_layers):
-            with model.mode("target"):
-                finals[f"replacement_to_target {cutoff}"] = model.run_layers(ours[cutoff], cutoff)[-1]
-            with model.adapters(adapters):
-                finals[f"target_to_replacement {cutoff}"] = model.run_layers(target[cutoff], cutoff)[-1]
-        logits: dict[str, tuple[HookedTransformer, Tensor]] = {name: (model, resid) for name, resid in finals.items()}
-        if base is not None:
-            logits["base"] = (base, base(tokens, stop_at_layer=base.cfg.n_layers))
-        _add_agreement(streams, model, target[-1], logits, mask)
-
-    if n_tokens == 0:
+    sums.bootstrap.require(sums.n_sequences)
+    if n_positions(sums, "target")[0] == 0:
         raise DataError("Evaluation needs at least one position that counts. Got none.")
-    means = {name: sums.mean(n_tokens) for name, sums in streams.items()}
-    nmse_per_layer = (squared_error / squared_target).tolist()
-    l0_per_layer = (counts.sum(-1) / n_tokens).tolist()
+    return _figures(sums, adapters, list(variants or {}), wants_account=account_variants is not None)
+
+
+@torch.no_grad()
+def _add_batch(
+    sums: Sums,
+    model: HookedDiffTransformer,
+    adapters: AdapterSet,
+    others: Mapping[str, Variant],
+    tokens: Int[Tensor, "batch pos"],
+    mask: Bool[Tensor, "batch pos"],
+) -> None:
+    positions = Positions(tokens, mask)
+    norms = [adapter.W_dec.detach().double().norm(dim=-1) for adapter in adapters.values()]
+    counts: list[Tensor] = []
+    l1: list[Tensor] = []
+
+    def count(features: Tensor, hook: HookPoint) -> None:
+        counts.append(torch.stack([feature_counts(*row) for row in zip(features, mask, strict=True)]))
+        l1.append(features.masked_fill(~mask.unsqueeze(-1), 0).sum(1, dtype=torch.float64) @ norms[len(l1)])
+
+    hooks: list[Any] = [(f"{hook_delta(layer)}.hook_sae_acts_post", count) for layer in adapters]
+    with model.mode("target"):
+        target = model.run_layers(model.embed_tokens(tokens))
+    with model.adapters(adapters), model.hooks(fwd_hooks=hooks):
+        ours = model.run_layers(model.embed_tokens(tokens))
+    found = {
+        "error": torch.stack([_squares(r.double() - h.double(), mask) for r, h in zip(ours, target, strict=True)], 1),
+        "energy": torch.stack([_squares(h, mask) for h in target], 1),
+        "active": torch.stack(counts, 1).sum(-1).double(),
+        "l1": torch.stack(l1, 1).sum(1),
+        "counts": torch.stack(counts, 1),
+    }
+
+    def predictions() -> Iterator[Prediction]:
+        yield Prediction("replacement", ours[-1], model.unembedding())
+        for name, variant in others.items():
+            yield predict(name, model, variant, tokens)
+
+    found |= compare_predictions(Prediction("target", target[-1], model.unembedding()), predictions(), positions)
+    sums.add(found, {"counts": min(_FREQUENCY_REPLICATES, sums.bootstrap.n_replicates)})
+
+
+def _figures(sums: Sums, adapters: AdapterSet, variants: list[str], wants_account: bool) -> Faithfulness:
+    n = n_positions(sums, "target")
+    nmse, l0 = ratio(sums["error"], sums["energy"]), ratio(sums["active"], n)
+    counts = sums["counts"]
+    histograms = [_histogram(layer, n[: len(counts)]) for layer in np.moveaxis(counts, 1, 0)]
+    dead = np.stack([histogram[:, 0] for histogram in histograms], 1)
+    agreements = {name: agreement(sums, name, "target", "hybrid") for name in ["hybrid", "replacement", *variants]}
+    found_account = None
+    if wants_account:
+        found_account = account(partial(mean_kl, sums, target="target"), mean_kl(sums, "replacement", "target"))
     return Faithfulness(
-        n_tokens=n_tokens,
-        kl=means["replacement"].kl,
-        top1_error=means["replacement"].top1_error,
-        nmse=sum(nmse_per_layer) / n_layers,
-        nmse_per_layer=nmse_per_layer,
-        l0=sum(l0_per_layer) / n_layers,
-        l0_per_layer=l0_per_layer,
-        l1=sum(float(t @ norms) for t, norms in zip(totals, decoder_norms, strict=True)) / n_tokens,
-        dead_features=int((counts == 0).sum()),
-        n_features=counts.numel(),
-        bridging_kl=_bridging(means, n_layers),
-        hybrid=means["hybrid"],
-        base=means.get("base"),
+        n_tokens=int(n[0]),
+        n_sequences=sums.n_sequences,
+        replicates=sums.bootstrap.n_replicates,
+        seed=sums.bootstrap.seed,
+        target=target_predictions(sums, "target"),
+        models=agreements,
+        nmse=finite(nmse.mean(-1)),
+        nmse_per_layer=[finite(layer) for layer in nmse.T],
+        l0=finite(l0.mean(-1)),
+        l0_per_layer=[finite(layer) for layer in l0.T],
+        l1=finite(ratio(sums["l1"], n)),
+        frequency=Frequency(list(FREQUENCY_EDGES), [[finite(bin_) for bin_ in h.T] for h in histograms]),
+        dead=finite(dead.sum(-1)),
+        dead_per_layer=[finite(layer) for layer in dead.T],
+        n_layers=adapters.n_layers,
+        n_features=adapters.n_features,
+        account=found_account,
     )
 
 
-def _bridging(means: Mapping[str, Agreement], n_layers: int) -> dict[str, list[float]]:
-    """A KL per cutoff and direction; at the ends a bridge is the target itself or the whole replacement model."""
-    inner = range(1, n_layers)
-    return {
-        "replacement_to_target": [
-            0.0,
-            *(means[f"replacement_to_target {k}"].kl for k in inner),
-            means["replacement"].kl,
-        ],
-        "target_to_replacement": [
-            means["replacement"].kl,
-            *(means[f"target_to_replacement {k}"].kl for k in inner),
-            0.0,
-        ],
-    }
+def _histogram(counts: Float[np.ndarray, "n_rows n_features"], n: Float[np.ndarray, " n_rows"]) -> np.ndarray:
+    """Features per bin of one layer, `[n_rows n_bins]`, float64."""
+    frequency = np.maximum(ratio(counts, n), FREQUENCY_EDGES[1])  # however rarely a feature fires, it is not dead
+    bins = np.where(counts == 0, 0, np.digitize(frequency, FREQUENCY_EDGES[1:]))
+    return np.stack([(bins == i).sum(-1) for i in range(len(FREQUENCY_EDGES) - 1)], -1).astype(np.float64)
 
 
-def _add_agreement(
-    streams: dict[str, _AgreementSums],
-    model: HookedDiffTransformer,
-    target_resid: Float[Tensor, "batch pos d_model"],
-    others: Mapping[str, tuple[HookedTransformer, Float[Tensor, "batch pos d_model"]]],
-    mask: Bool[Tensor, "batch pos"],
-) -> None:
-    """Unembed a chunk of unmasked positions at a time; the target's logits serve every other model."""
-    positions = mask.flatten().nonzero().squeeze(-1)
-    for chunk in positions.split(CHUNK_POSITIONS):
-        target_logits = model.unembed_resid(target_resid.flatten(0, 1)[chunk][None])
-        for name, (owner, resid) in others.items():
-            logits = unembed_resid(owner, resid.flatten(0, 1)[chunk][None])
-            streams.setdefault(name, _AgreementSums()).add(
-                kl_divergence(target_logits, logits), top1_error(target_logits, logits)
-            )
-
-
-@contextmanager
-def _features(model: HookedDiffTransformer) -> Iterator[list[Float[Tensor, "batch pos n_features"]]]:
-    """Collects every layer's features while adapters are attached, in the order the layers run."""
-    collected: list[Tensor] = []
-    names = [f"{hook_delta(layer)}.hook_sae_acts_post" for layer in range(model.cfg.n_layers)]
-    with model.hooks(fwd_hooks=[(name, lambda acts, hook: collected.append(acts)) for name in names]):
-        yield collected
+def _squares(x: Float[Tensor, "batch pos d_model"], mask: Bool[Tensor, "batch pos"]) -> Float[Tensor, " batch"]:
+    """Sum of squares over counted positions of each sequence."""
+    return x.double().square().sum(-1).masked_fill(~mask, 0).sum(-1)

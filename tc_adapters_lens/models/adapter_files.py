@@ -97,19 +97,29 @@ def read_description(directory: Path) -> tuple[AdapterSetInfo, dict[str, int]]:
         what = f"it has no {SET_FILE}" if directory.is_dir() else "there is no such directory"
         raise AdapterSetError(f"{directory} is not an adapter set: {what}. Name a directory written by save().")
     path = directory / SET_FILE
-    try:
-        description = read_json(path)
-    except CheckpointError as error:
-        raise AdapterSetError(str(error)) from error
-    for key, value in (("format", FORMAT), ("format_version", FORMAT_VERSION)):
-        if description.get(key) != value:
-            raise AdapterSetError(
-                f"{path} must have {key} {value!r}. Got {description.get(key)!r}. Update tc-adapters-lens."
-            )
+    info, description = read_information(path, FORMAT, FORMAT_VERSION)
     sizes: dict[str, Any] = {key: description.get(key) for key in ("n_layers", "d_model", "n_features")}
     for key, size in sizes.items():
         if type(size) is not int or size < 1:
             raise AdapterSetError(f"{path}: {key} must be a whole number from 1. Got {size!r}.")
+    return info, sizes
+
+
+def read_information(path: Path, file_format: str, version: int) -> tuple[AdapterSetInfo, Mapping[str, Any]]:
+    """Pair, recipe and measured of a description, and the whole of it.
+
+    Raises:
+        AdapterSetError: not JSON, another format or version, keys missing or of the wrong kind.
+    """
+    try:
+        description = read_json(path)
+    except CheckpointError as error:
+        raise AdapterSetError(str(error)) from error
+    for key, value in (("format", file_format), ("format_version", version)):
+        if description.get(key) != value:
+            raise AdapterSetError(
+                f"{path} must have {key} {value!r}. Got {description.get(key)!r}. Update tc-adapters-lens."
+            )
     parts: dict[str, Any] = {key: description.get(key) for key in ("pair", "recipe", "measured")}
     for key, part in parts.items():
         if not isinstance(part, dict):
@@ -118,7 +128,7 @@ def read_description(directory: Path) -> tuple[AdapterSetInfo, dict[str, int]]:
         pair = PairInfo.from_dict(parts["pair"])
     except AdapterSetError as error:
         raise AdapterSetError(f"{path}: {error}") from error
-    return AdapterSetInfo(pair, parts["recipe"], parts["measured"]), sizes
+    return AdapterSetInfo(pair, parts["recipe"], parts["measured"]), description
 
 
 def read_adapters(

@@ -15,13 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from sae_lens import HookedSAETransformer
-from transformer_lens import HookedTransformer
 from transformer_lens.config.HookedTransformerConfig import HookedTransformerConfig
 from transformers import PreTrainedTokenizerBase
 
@@ -169,17 +168,24 @@ class HookedDiffTransformer(HookedSAETransformer):
         return residuals
 
     def unembed_resid(self, resid: Float[torch.Tensor, "*pos d_model"]) -> Float[torch.Tensor, "*pos d_vocab"]:
-        """Logits of a final residual stream of this model. As `unembed_resid`."""
-        return unembed_resid(self, resid)
+        """Logits of a final residual stream: final norm, unembedding, soft cap where there is one."""
+        return self.unembedding()(resid)
+
+    def unembedding(self) -> Unembedding:
+        """What makes logits of a final residual stream now, to be used whatever is put in its place later."""
+        return Unembedding(self.ln_final, self.unembed, self.cfg.output_logits_soft_cap)
 
 
-def unembed_resid(
-    model: HookedTransformer, resid: Float[torch.Tensor, "*pos d_model"]
-) -> Float[torch.Tensor, "*pos d_vocab"]:
-    """Logits of a residual stream after the last layer: final norm, unembedding, soft cap where there is one.
+class Unembedding(NamedTuple):
+    """Final norm, unembedding, soft cap (where above zero): a residual stream after the last layer to logits.
 
     Any number of leading dimensions.
     """
-    logits = model.unembed(model.ln_final(resid))
-    cap = model.cfg.output_logits_soft_cap
-    return cap * F.tanh(logits / cap) if cap > 0.0 else logits
+
+    norm: torch.nn.Module
+    unembed: torch.nn.Module
+    soft_cap: float
+
+    def __call__(self, resid: Float[torch.Tensor, "*pos d_model"]) -> Float[torch.Tensor, "*pos d_vocab"]:
+        logits = self.unembed(self.norm(resid))
+        return self.soft_cap * F.tanh(logits / self.soft_cap) if self.soft_cap > 0.0 else logits

@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 from tc_adapters_lens.models.checkpoints import Checkpoint, Source
 from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
 from tc_adapters_lens.models.families import family_of, hooked_config
+from tc_adapters_lens.models.fused_attention import fused_attention
 from tc_adapters_lens.models.pair_checks import checkpoint_checks, pair_checks
 from tc_adapters_lens.models.pair_info import PairInfo
 
@@ -74,7 +75,7 @@ def load_opened_pair(
         n_ctx=target.config.max_position_embeddings,
         pair=PairInfo(base.name, target.name, base.revision, target.revision, base.fingerprint(), target.fingerprint()),
     )
-    weights = family.convert(_hf_model(target, dtype), model.cfg)
+    weights = family.convert(hf_model(target, dtype), model.cfg)
     for layer in range(n_layers):
         for param, name in family.mlp_names(layer).items():
             tensor = base.tensor(name)
@@ -89,8 +90,13 @@ def load_base(
     base_revision: str | None = None,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
+    pair: HookedDiffTransformer | None = None,
 ) -> HookedTransformer:
-    """The whole base model, for measuring it beside a pair. Arguments and errors as in `load_pair`."""
+    """The whole base model, for measuring it beside a pair. Arguments and errors as in `load_pair`.
+
+    Args:
+        pair: the base's own pair: its base MLPs are shared, so that they are in memory once.
+    """
     checkpoint = Checkpoint.open(base, base_revision)
     for check in checkpoint_checks("base", checkpoint):
         check.run()
@@ -99,13 +105,20 @@ def load_base(
         _own_tokenizer(checkpoint.tokenizer),
         move_to_device=False,
     )
+    for layer, block in enumerate(model.blocks):  # type: ignore[arg-type]
+        block.attn = fused_attention(model.cfg, layer)
     model.cfg.n_ctx = checkpoint.config.max_position_embeddings
-    _assign(model, family_of(checkpoint.config).convert(_hf_model(checkpoint, dtype), model.cfg))
+    model.setup()
+    weights = family_of(checkpoint.config).convert(hf_model(checkpoint, dtype), model.cfg)
+    if pair is not None:
+        shared = {name: tensor for name, tensor in pair.state_dict().items() if ".mlp.base." in name}
+        weights |= {name.replace(".mlp.base.", ".mlp."): tensor for name, tensor in shared.items()}
+    _assign(model, weights)
     return model
 
 
-def _hf_model(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
-    """The model as an HF module, for TransformerLens' converter to read from."""
+def hf_model(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
+    """The model as an HF module; one that was given in memory as it is."""
     if checkpoint.model is not None:
         return checkpoint.model
     assert checkpoint.directory is not None

@@ -40,9 +40,14 @@ class PairInfo:
         return cls(**values)
 
 
-def check_same_pair(what: str, trained_on: PairInfo, given: PairInfo) -> None:
+def check_same_pair(
+    what: str, trained_on: PairInfo, given: PairInfo, fix: str = "Use that pair, or say allow_other_pair."
+) -> None:
     """Compares weights, not names.
 
+    Args:
+        what: what was trained, as the error's subject.
+        fix: what the user can do about it.
     Raises:
         AdapterSetError: the first model that differs, with both names and fingerprints.
     """
@@ -52,7 +57,7 @@ def check_same_pair(what: str, trained_on: PairInfo, given: PairInfo) -> None:
         if prints[0] != prints[1]:
             raise AdapterSetError(
                 f"{what} were trained on another pair: {role} {names[0]} ({_short(prints[0])}). "
-                f"Got {role} {names[1]} ({_short(prints[1])}). Use that pair, or say allow_other_pair."
+                f"Got {role} {names[1]} ({_short(prints[1])}). {fix}"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,45 +13,49 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from tc_adapters_lens.evaluation.faithfulness import Faithfulness
+from tc_adapters_lens.evaluation.predictions import Agreement
 from tc_adapters_lens.models.atomic import atomic_file
 
-_COLUMNS = ("model", "top-1 error", "KL (nats)", "KL vs hybrid", "L0 / layer", "NMSE", "dead")
-_BASE, _HYBRID, _ADAPTERS = "#8c8c8c", "#c44e52", "#4c72b0"
+_COLUMNS = ("model", "top-1 error", "KL (nats)", "95% interval", "KL vs hybrid", "L0 / layer", "NMSE", "dead")
+_COLOURS = {"base": "#8c8c8c", "hybrid": "#c44e52"}
+_ADAPTERS = "#4c72b0"
 
 
 def faithfulness_table(results: Mapping[str, Faithfulness]) -> str:
-    """One row per model: base, hybrid, every adapter set from sparse to dense, target.
+    """One row per model, from the worst KL to the target: what stands beside the adapters, and every adapter set.
 
     Args:
         results: name of an adapter set -> what was measured of it, on the same tokens.
     """
     one = next(iter(results.values()))
-    rows: list[Sequence[str]] = [_COLUMNS]
-    if one.base is not None:
-        rows.append(("base", f"{one.base.top1_error:.2%}", f"{one.base.kl:.4f}", "", "", "", ""))
-    rows.append(("hybrid", f"{one.hybrid.top1_error:.2%}", f"{one.hybrid.kl:.4f}", "1x", "", "", ""))
-    for name, r in sorted(results.items(), key=lambda item: item[1].l0):
-        ratio = one.hybrid.kl / r.kl if r.kl else float("inf")
-        rows.append(
-            (
-                name,
-                f"{r.top1_error:.2%}",
-                f"{r.kl:.4f}",
-                f"1/{ratio:.0f}" if ratio >= 1 else f"{1 / ratio:.1f}x",
-                f"{r.l0:.2f}",
-                f"{r.nmse:.4f}",
-                f"{r.dead_features} / {r.n_features}",
-            )
+    hybrid_kl = one.models["hybrid"].kl.value
+
+    def row(name: str, found: Agreement, *more: str) -> tuple[float, Sequence[str]]:
+        kl = found.kl
+        ratio = hybrid_kl / kl.value if kl.value else math.inf
+        cells = (
+            name.replace("_", " "),
+            f"{found.top1_error.value:.2%}",
+            f"{kl.value:.4f}",
+            "" if kl.low is None else f"{kl.low:.4f} to {kl.high:.4f}",
+            f"1/{ratio:.0f}" if ratio >= 1.5 else f"{1 / ratio:.1f}x",
         )
-    rows.append(("target", "0.00%", "0.0000", "", "", "0.0000", ""))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
+        return kl.value, (*cells, *(more or ("", "", "")))
+
+    rows = [row(name, found) for name, found in one.models.items() if name != "replacement"]
+    for name, r in results.items():
+        more = f"{r.l0.value:.2f}", f"{r.nmse.value:.4f}", f"{r.dead.value:.0f} / {r.n_layers * r.n_features}"
+        rows.append(row(name, r.models["replacement"], *more))
+    cells = [_COLUMNS, *(cells for _, cells in sorted(rows, key=lambda row: -row[0]))]
+    cells.append(("target", "0.00%", "0.0000", "", "", "", "0.0000", ""))
+    widths = [max(len(row[i]) for row in cells) for i in range(len(_COLUMNS))]
     lines = [
         "  ".join(
             cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
         )
-        for row in rows
+        for row in cells
     ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
 def plot_faithfulness(results: Mapping[str, Faithfulness], path: str | Path, title: str) -> None:
@@ -61,46 +66,32 @@ def plot_faithfulness(results: Mapping[str, Faithfulness], path: str | Path, tit
         path: picture to write.
         title: names the pair.
     """
-    ordered = sorted(results.items(), key=lambda item: item[1].l0)
-    one = ordered[0][1]
+    ordered = sorted(results.items(), key=lambda item: item[1].l0.value)
+    l0s = [r.l0.value for _, r in ordered]
+    beside = {name: found for name, found in ordered[0][1].models.items() if name in _COLOURS}
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
     panels = (
-        ("top-1 error against the target", lambda r: 100 * r.top1_error, "%", False),
-        ("KL(target || model)", lambda r: r.kl, "nats", True),
+        ("top-1 error against the target", lambda found: 100 * found.top1_error.value, "%", False),
+        ("KL(target || model)", lambda found: found.kl.value, "nats", True),
     )
     for axis, (label, value, unit, logarithmic) in zip(axes, panels, strict=True):
-        axis.plot(
-            [r.l0 for _, r in ordered],
-            [value(r) for _, r in ordered],
-            "o-",
-            color=_ADAPTERS,
-            label="adapters",
-        )
-        for name, r in ordered:
+        values = [value(r.models["replacement"]) for _, r in ordered]
+        axis.plot(l0s, values, "o-", color=_ADAPTERS, label="adapters")
+        for (name, _), l0, measured in zip(ordered, l0s, values, strict=True):
             axis.annotate(
-                f"{name}\n{value(r):.2g} {unit}",
-                (r.l0, value(r)),
-                textcoords="offset points",
-                xytext=(8, 6),
-                fontsize=8,
+                f"{name}\n{measured:.2g} {unit}", (l0, measured), textcoords="offset points", xytext=(8, 6), fontsize=8
             )
-        for name, reference, colour in (("base", one.base, _BASE), ("hybrid", one.hybrid, _HYBRID)):
-            if reference is not None:
-                axis.axhline(
-                    value(reference),
-                    color=colour,
-                    linestyle="--",
-                    label=f"{name}: {value(reference):.3g} {unit}",
-                )
+        for name, found in beside.items():
+            label = f"{name}: {value(found):.3g} {unit}"
+            axis.axhline(value(found), color=_COLOURS[name], linestyle="--", label=label)
         axis.set_xscale("log")
-        l0s = [r.l0 for _, r in ordered]
         axis.set_xlim(min(l0s) / 2, max(l0s) * 3)
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(ScalarFormatter())
         axis.xaxis.set_minor_formatter(NullFormatter())
         if logarithmic:
             axis.set_yscale("log")
-            axis.set_ylim(top=2 * max(value(r) for r in (one, one.hybrid, one.base) if r is not None))
+            axis.set_ylim(top=2 * max(*values, *map(value, beside.values())))
         else:
             axis.set_ylim(bottom=0)
         axis.set_xlabel("L0 (active features per token and layer)")

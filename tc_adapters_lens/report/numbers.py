@@ -71,8 +71,9 @@ def count(value: float) -> str:
 
 
 def plain(value: float) -> str:
-    """A round number as short as it can be: 0.02, 5, 1000."""
-    return f"{value:.10f}".rstrip("0").rstrip(".") if 1e-6 < abs(value) < 1e6 else f"{value:g}"
+    """A number as short as it can be, with at most three digits: 0.02, 5, 1000."""
+    short = f"{float(f'{value:.3g}'):.12f}" if abs(value) < 1e6 else f"{value:.3g}"
+    return short.rstrip("0").rstrip(".") if "." in short else short
 
 
 def span(estimate: Estimate, write: Callable[[float], str] = number) -> str:

@@ -89,6 +89,20 @@ class ChatEncoder:
         encoded = iter(self._tokenize(rendered) if rendered else [])
         return [next(encoded) if isinstance(row, _Rendered) else row for row in rows]
 
+    def prompts(self, chats: Sequence[Any]) -> list[list[int] | Unusable]:
+        """Token ids of each chat up to its last user turn, with the generation prompt: what a response follows.
+
+        Raises:
+            DataError: the template is not valid Jinja.
+        """
+        rendered = [self._render_prompt(chat) for chat in chats]
+        texts = [text for text in rendered if isinstance(text, str)]
+        out: Any = {"input_ids": []}
+        if texts:  # the template has written the special tokens
+            out = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        encoded = iter(out["input_ids"])
+        return [next(encoded) if isinstance(text, str) else text for text in rendered]
+
     def notes(self) -> list[str]:
         """What to tell about the chats encoded so far, a line each."""
         notes = []
@@ -102,8 +116,32 @@ class ChatEncoder:
         messages = _read_messages(chat)
         if isinstance(messages, Unusable):
             return messages
+        rendered = self._render_or_refuse(messages)
+        if isinstance(rendered, Unusable):
+            return rendered
+        text, spans = rendered
+        self._require_whole(messages, text, row_id)
+        if self.response_only and not self.marks_responses:
+            if messages[0]["role"] == "assistant":
+                return Unusable("the assistant speaks first")
+            spans = self._response_spans(messages, text, row_id)
+        return _Rendered(text, spans)
+
+    def _render_prompt(self, chat: Any) -> str | Unusable:
+        messages = _read_messages(chat)
+        if isinstance(messages, Unusable):
+            return messages
+        turns = [number for number, message in enumerate(messages) if message["role"] == "user"]
+        if not turns:
+            return Unusable("no user turn")
+        rendered = self._render_or_refuse(messages[: turns[-1] + 1], add_generation_prompt=True)
+        return rendered if isinstance(rendered, Unusable) else rendered[0]
+
+    def _render_or_refuse(
+        self, messages: list[Message], add_generation_prompt: bool = False
+    ) -> tuple[str, list[tuple[int, int]]] | Unusable:
         try:
-            text, spans = self._render(messages)
+            return self._render(messages, add_generation_prompt)
         except jinja2.TemplateSyntaxError as error:
             raise DataError(
                 f"the chat template must be valid Jinja. Got an error in line {error.lineno}: {error.message}"
@@ -111,12 +149,6 @@ class ChatEncoder:
         except (jinja2.TemplateError, TypeError) as error:
             self.refusal = self.refusal or str(error).partition("\n")[0]
             return Unusable("refused by the chat template")
-        self._require_whole(messages, text, row_id)
-        if self.response_only and not self.marks_responses:
-            if messages[0]["role"] == "assistant":
-                return Unusable("the assistant speaks first")
-            spans = self._response_spans(messages, text, row_id)
-        return _Rendered(text, spans)
 
     def _render(
         self, messages: list[Message], add_generation_prompt: bool = False

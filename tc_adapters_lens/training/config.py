@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -273,6 +274,10 @@ class TrainingConfig(Section):
         seed: seed of adapters, data order and cutoffs.
         allow_tokenizer_mismatch: train although the two tokenizers disagree; the target's is used.
         warm_start: directory of adapters to start from.
+        trained: adapters; or, to compare them with, weights of the hybrid itself on the same objective: mlps: all its
+            MLPs (the skyline); norms: the norms inside its layers, without the final one. These start at the hybrid,
+            so they go with no warm_start, training.start: data, training.local_share or training.shard_weights;
+            adapters.n_features and the L1 and feature settings are ignored.
         adapters: size of the adapters.
         objective: weights of the loss terms.
         training: optimisation.
@@ -289,6 +294,7 @@ class TrainingConfig(Section):
     seed: int = 42
     allow_tokenizer_mismatch: bool = False
     warm_start: str | None = None
+    trained: Literal["adapters", "mlps", "norms"] = "adapters"
     adapters: AdapterConfig = field(default_factory=AdapterConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     training: OptimConfig = field(default_factory=OptimConfig)
@@ -304,8 +310,26 @@ class TrainingConfig(Section):
                 f"{optim.start} and local_share {optim.local_share:g}; set training.start: random and "
                 "training.local_share: 0."
             )
+        if self.trained != "adapters":
+            self._check_dense()
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             self.fail("device", "must be auto, cpu, cuda, cuda:N or mps")
+
+    def _check_dense(self) -> None:
+        """What is for adapters alone is not asked of dense weights."""
+        optim = self.training
+        allowed = {
+            "warm_start": (self.warm_start, None),
+            "training.start": (optim.start, "random"),
+            "training.local_share": (optim.local_share, 0.0),
+            "training.shard_weights": (optim.shard_weights, False),
+        }
+        for key, (value, only) in allowed.items():
+            if value != only:
+                raise ConfigError(
+                    f"trained: {self.trained} needs {key}: {json.dumps(only)}; anything else is for adapters. "
+                    f"Got {json.dumps(value)}. Change it, or set trained: adapters."
+                )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingConfig:

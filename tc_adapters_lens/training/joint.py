@@ -80,7 +80,7 @@ class JointTranscoder(TrainingSAE[JointTranscoderConfig]):
         """
         layers = []
         for layer in range(self.cfg.n_layers):
-            layers.append(LayerWeights(*(_layer_view(p, layer).to(dtype) for p in self._stacked())))
+            layers.append(LayerWeights(*(layer_view(p, layer).to(dtype) for p in self._stacked())))
         return layers
 
     def _stacked(self) -> tuple[nn.Parameter, ...]:
@@ -113,7 +113,7 @@ class JointTranscoder(TrainingSAE[JointTranscoderConfig]):
         return {"weights/W_dec_norms": self.W_dec.norm(dim=-1).flatten().cpu().numpy()}
 
 
-def _layer_view(param: nn.Parameter, layer: int) -> Tensor:
+def layer_view(param: nn.Parameter, layer: int) -> Tensor:
     """A leaf that shares one layer's weights and gradient with a stacked parameter."""
     if param.grad is None:
         param.grad = torch.zeros_like(param)

@@ -43,6 +43,7 @@ import torch
 from transformers import PretrainedConfig
 
 from tc_adapters_lens.core.losses import chunked_kl
+from tc_adapters_lens.errors import ConfigError
 from tc_adapters_lens.models.families import hooked_config, weight_shapes
 from tc_adapters_lens.models.pair_checks import mlp_tensor_names
 from tc_adapters_lens.training.config import TrainingConfig
@@ -87,7 +88,10 @@ def estimate_memory(training: TrainingConfig, model: PretrainedConfig) -> Memory
         model: the target's HF config.
     Raises:
         CheckpointError: the model is not of a supported kind.
+        ConfigError: the run does not train adapters, of which the formula is.
     """
+    if training.trained != "adapters":
+        raise ConfigError(f"Memory is estimated for trained: adapters only. Got {training.trained}.")
     dtype = getattr(torch, training.dtype)
     e = dtype.itemsize
     cfg = hooked_config(model, dtype, "cpu")

@@ -27,7 +27,8 @@ class ObjectiveTerms(NamedTuple):
     bridging_to_target: KL(target || replacement up to the cutoff, then target), nats.
     bridging_to_replacement: KL(target || target up to the cutoff, then replacement), nats.
     l1: decoder-norm-weighted L1, summed over layers, mean over unmasked positions.
-    counts: how many unmasked tokens each feature fired on, `[n_layers n_features]`.
+    counts: how many unmasked tokens each feature fired on, `[n_layers n_features]`; with dense weights, which have no
+        features, `[n_layers 0]`, and l1 is 0.
     """
 
     kl: Float[Tensor, ""]

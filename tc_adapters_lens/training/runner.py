@@ -1,4 +1,4 @@
-"""One training run, from a configuration to adapters on disk, on SAELens' training runner.
+"""One training run, from a configuration to adapters or dense weights on disk, on SAELens' training runner.
 
     runs/NAME/
         config.yaml         the configuration, every value
@@ -6,6 +6,7 @@
         metrics.jsonl       one row per logged step, SAELens' keys
         checkpoints/N/      SAELens' layout; N is the number of tokens seen
         adapters/           the result: one stock SAELens transcoder per layer
+        weights/            the result in its place with `trained: mlps` or `norms`: dense weights
 
 Started again with the same configuration, a run continues from its newest checkpoint and ends in the same bits as
 one that was never interrupted: data order and cutoffs are functions of the seed and the step, all else is stored.
@@ -33,29 +34,37 @@ from typing_extensions import override
 from tc_adapters_lens.errors import AdapterSetError, ConfigError, DataError
 from tc_adapters_lens.models.adapter_set import AdapterSet, AdapterSetInfo, is_adapter_set
 from tc_adapters_lens.models.atomic import atomic_file, writing
+from tc_adapters_lens.models.dense_weights import DenseWeights, is_dense_weights
 from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
 from tc_adapters_lens.models.pair import load_pair
 from tc_adapters_lens.training.config import TrainingConfig
 from tc_adapters_lens.training.data import BatchPlan, TokenSequences, load_sequences
 from tc_adapters_lens.training.data_start import data_start
+from tc_adapters_lens.training.dense import JointDense
 from tc_adapters_lens.training.distributed import Processes, ProcessLostError, join
 from tc_adapters_lens.training.joint import JointTranscoder, JointTranscoderConfig
 from tc_adapters_lens.training.prefetch import Prefetch
 from tc_adapters_lens.training.sharding import shard_frozen_weights
-from tc_adapters_lens.training.trainer import AdapterTrainer, AdapterTrainerConfig, StopTraining
+from tc_adapters_lens.training.trainer import (
+    AdapterTrainer,
+    AdapterTrainerConfig,
+    StopTraining,
+    Trainable,
+    TrainableConfig,
+)
 from tc_adapters_lens.training.warm_start import load_warm_start
 
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE, DATA_FILE, METRICS_FILE = "config.yaml", "data.json", "metrics.jsonl"
-CHECKPOINTS, ADAPTERS = "checkpoints", "adapters"
+CHECKPOINTS, ADAPTERS, WEIGHTS = "checkpoints", "adapters", "weights"
 _WARM_UP_SHARE = 0.05
 _MAY_CHANGE = ("training.shard_weights", "training.activation_checkpointing")  # on resuming: they change no result
 _MEASURED_KEYS = {"kl": "losses/kl", "nmse": "losses/nmse", "l0": "metrics/l0"}
 
 
 class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
-    """SAELens' runner for all layers' adapters of a pair.
+    """SAELens' runner for all layers' adapters of a pair, or the dense weights they are compared with.
 
     Args:
         config: the run.
@@ -69,7 +78,7 @@ class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
         AdapterLensError: whatever is wrong with the models, the data or the warm start.
     """
 
-    sae: JointTranscoder
+    sae: Trainable
     model: HookedDiffTransformer
 
     def __init__(
@@ -100,7 +109,7 @@ class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
             report = loaded.to_dict()
         optim, rank, n = config.training, self.processes.rank, self.processes.n
         self.plan = BatchPlan(sequences, optim.batch_size_prompts, optim.training_tokens, config.seed, rank, n)
-        self.sae = self._make_adapters()
+        self.sae = self._make_adapters() if config.trained == "adapters" else JointDense.of(self.model, config.trained)
         fingerprints = self._fingerprints()
         self.processes.require_same({**_flat(self.config.to_dict()), **fingerprints})
         if self.processes.is_main:
@@ -199,7 +208,7 @@ class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
         joint.load_adapters(fresh)
         return joint
 
-    def _saelens_config(self) -> LanguageModelSAERunnerConfig[JointTranscoderConfig]:
+    def _saelens_config(self) -> LanguageModelSAERunnerConfig[TrainableConfig]:
         """The same run in SAELens' words: what wandb and runner_cfg.json hold."""
         optim, log = self.config.training, self.config.logger
         n_steps, warm_up, decay = self.plan.n_steps, optim.lr_warm_up_steps, optim.lr_decay_steps
@@ -208,7 +217,7 @@ class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
             sae=self.sae.cfg,
             model_name=self.config.target,
             model_class_name=type(self.model).__name__,
-            hook_name="blocks.{layer}.mlp.hook_delta",
+            hook_name="blocks.{layer}.mlp.hook_delta" if self.config.trained == "adapters" else "blocks.{layer}",
             dataset_path=self.config.data.path,
             context_size=int(self.plan.sequences.lengths.max()),
             training_tokens=self.plan.n_tokens,
@@ -228,7 +237,7 @@ class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
             dtype="float32",
             seed=self.config.seed,
             checkpoint_path=None,
-            output_path=str(self.out / ADAPTERS),
+            output_path=str(self._result),
             verbose=False,
             logger=LoggingConfig(
                 log_to_wandb=log.log_to_wandb and self.processes.is_main,
@@ -250,20 +259,26 @@ class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
             path.write_text(secrets.token_hex(4))
         return path.read_text()
 
+    @property
+    def _result(self) -> Path:
+        return self.out / (ADAPTERS if self.config.trained == "adapters" else WEIGHTS)
+
     @override
-    def run(self) -> AdapterSet:
-        """Train, or finish a run that was interrupted, and save the adapters.
+    def run(self) -> AdapterSet | DenseWeights:
+        """Train, or finish a run that was interrupted, and save the adapters or dense weights.
 
         Returns:
-            The adapters, on the CPU; those of the directory if the run was complete already.
+            What was trained, on the CPU; that of the directory if the run was complete already.
         Raises:
             StopTraining: stopped by SIGTERM or Ctrl-C; a checkpoint was saved.
             AdapterSetError: the newest checkpoint cannot be read.
         """
         processes = self.processes
-        if processes.from_main(is_adapter_set(self.out / ADAPTERS)):
+        dense = self.config.trained != "adapters"
+        kind, is_complete = (DenseWeights, is_dense_weights) if dense else (AdapterSet, is_adapter_set)
+        if processes.from_main(is_complete(self._result)):
             logger.info("%s is complete already", self.out)
-            return AdapterSet.load(self.out / ADAPTERS, pair=self.model.pair)
+            return kind.load(self._result, pair=self.model.pair)
         if self.cfg.logger.log_to_wandb:
             wandb.init(
                 project=self.cfg.logger.wandb_project,
@@ -286,7 +301,7 @@ class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
             with Prefetch(batches, self.model.cfg.device) as prefetched, _frozen(self.model):
                 trainer.data_provider = prefetched  # type: ignore[assignment]
                 self.run_trainer_with_interruption_handling(trainer)
-            return self._save_adapters()
+            return self._save_result()
         finally:
             if self.cfg.logger.log_to_wandb:
                 wandb.finish()
@@ -318,7 +333,7 @@ class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
             file.write(json.dumps(row) + "\n")
 
     @override
-    def run_trainer_with_interruption_handling(self, trainer: AdapterTrainer) -> JointTranscoder:  # type: ignore[override]
+    def run_trainer_with_interruption_handling(self, trainer: AdapterTrainer) -> Trainable:  # type: ignore[override]
         """SIGTERM and Ctrl-C finish the step under way, save a checkpoint and stop; a second one stops at once.
 
         Of several processes any may get the signal, and all stop after the same step. There a second one is not heard:
@@ -360,8 +375,7 @@ class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
         if checkpoint_path is not None:
             (checkpoint_path / RUNNER_CFG_FILENAME).write_text(json.dumps(self.cfg.to_dict()))
 
-    def _save_adapters(self) -> AdapterSet:
-        state = {name: param.detach().cpu() for name, param in self.sae.named_parameters()}
+    def _save_result(self) -> AdapterSet | DenseWeights:
         recipe = {
             "config": self.config.to_dict(),
             "n_steps": self.plan.n_steps,
@@ -370,11 +384,15 @@ class AdapterTrainingRunner(LanguageModelSAETrainingRunner):
         is_main = self.processes.is_main
         measured = self.processes.from_main(_last_metrics(self.out / METRICS_FILE) if is_main else {})
         info = AdapterSetInfo(self.model.pair, recipe=recipe, measured={"on": "training batches", **measured})
-        adapters = AdapterSet.from_state(state, info)
+        if isinstance(self.sae, JointDense):
+            result = self.sae.weights(info)
+        else:
+            state = {name: param.detach().cpu() for name, param in self.sae.named_parameters()}
+            result = AdapterSet.from_state(state, info)
         if is_main:
-            adapters.save(self.out / ADAPTERS)
+            result.save(self._result)
         self.processes.barrier()
-        return adapters
+        return result
 
 
 def load_run_pair(config: TrainingConfig, processes: Processes | None = None) -> HookedDiffTransformer:
@@ -422,15 +440,15 @@ def _cut_metrics(path: Path, step: int) -> None:
 
 
 def _last_metrics(path: Path, n_rows: int = 20) -> dict[str, float]:
-    """KL, NMSE and L0, averaged over the last logged rows of the joint objective."""
+    """KL, NMSE and, where there are features, L0, averaged over the last logged rows of the joint objective."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[-n_rows:]]
     rows = [row for row in rows if _MEASURED_KEYS["kl"] in row]
-    return {name: sum(row[key] for row in rows) / len(rows) for name, key in _MEASURED_KEYS.items()}
+    return {name: sum(row[key] for row in rows) / len(rows) for name, key in _MEASURED_KEYS.items() if key in rows[-1]}
 
 
 @contextmanager
 def _frozen(model: HookedDiffTransformer) -> Iterator[None]:
-    """Only adapters are trained: the pair's weights get no gradients inside the block."""
+    """The pair's own weights get no gradients inside the block."""
     before = {param: param.requires_grad for param in model.parameters()}
     model.requires_grad_(False)
     try:
@@ -445,6 +463,12 @@ def train(
     out: str | Path,
     model: HookedDiffTransformer | None = None,
     sequences: TokenSequences | None = None,
-) -> AdapterSet:
-    """Train adapters for a pair, or finish a run that was interrupted. Arguments and errors as the runner's."""
+) -> AdapterSet | DenseWeights:
+    """Train what the configuration's `trained` says for a pair, or finish a run that was interrupted.
+
+    Arguments and errors as the runner's.
+
+    Returns:
+        Adapters, or with `trained: mlps` or `norms` dense weights.
+    """
     return AdapterTrainingRunner(config, out, model, sequences).run()

@@ -14,6 +14,10 @@ So no more than L layers' activations wait for a backward pass at any time. Over
 layer-forwards (every term by itself would take 6 L). The price of the order: the target's final residual stream is
 unembedded three times rather than once.
 
+What makes the replacement model differ from the hybrid is an adapter in every layer, or dense weights in place of some
+of the hybrid's own: then there is no L1. Either belongs to mode `base` alone, so that a bridge's target layers keep
+the target's weights.
+
 At k = 0 the first bridge is the target itself, at k = L the second one is: that half is skipped. Where a bridge
 equals the replacement model (first half at k = L, second half at k = 0) its KL is the output KL, not recomputed.
 
@@ -22,14 +26,15 @@ Source: Hu et al. 2026, section 3.2 (arXiv 2602.20904).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.func import functional_call
 from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
@@ -40,12 +45,15 @@ from tc_adapters_lens.training.config import ObjectiveConfig
 from tc_adapters_lens.training.joint import LayerWeights
 from tc_adapters_lens.training.objective import ObjectiveTerms, loss_weights, require_positions
 
-__all__ = ["training_step"]
+__all__ = ["DenseLayer", "training_step"]
+
+DenseLayer: TypeAlias = Mapping[str, Tensor]
+"""One layer's dense weights in the precision of the model: parameter name within the block -> tensor."""
 
 
 def training_step(
     model: HookedDiffTransformer,
-    adapters: Sequence[LayerWeights],
+    layers: Sequence[LayerWeights] | Sequence[DenseLayer],
     tokens: Int[Tensor, "batch pos"],
     mask: Bool[Tensor, "batch pos"],
     positions: Int[Tensor, " n_positions"],
@@ -55,11 +63,11 @@ def training_step(
     sum_over_processes: Callable[[Tensor], Tensor] | None = None,
     checkpoint_blocks: bool = False,
 ) -> ObjectiveTerms:
-    """Adds the gradients of the loss to those of the adapters, and gives the loss's terms.
+    """Adds the gradients of the loss to those of the adapters or dense weights, and gives the loss's terms.
 
     Args:
         model: the pair, with nothing attached, its weights frozen.
-        adapters: every layer's adapter, in the model's precision.
+        layers: every layer's adapter or dense weights, in the model's precision.
         tokens: padded on the right.
         mask: True where a position counts.
         positions: where `mask.flatten()` is True; given, because finding them on a device would wait for it.
@@ -93,7 +101,7 @@ def training_step(
 
     zero = torch.zeros_like(n_positions)
     to_target = to_replacement = zero
-    with _substituted(model, adapters, counted, checkpoint_blocks) as replacement:
+    with _substituted(model, layers, counted, checkpoint_blocks) as replacement:
         if bridged:
             with model.mode("base"):
                 with record_function("bridges"):
@@ -147,7 +155,7 @@ def training_step(
 class _Layer(NamedTuple):
     """A layer that was run: the residual stream after it, and in the replacement model what its adapter did.
 
-    l1: decoder-norm-weighted L1, summed over positions that count.
+    l1: decoder-norm-weighted L1, summed over positions that count; empty without an adapter.
     """
 
     resid: Float[Tensor, "batch pos d_model"]
@@ -158,8 +166,13 @@ class _Layer(NamedTuple):
 class _Runner:
     """Runs layers in their present modes, keeping of each adapter what the objective needs."""
 
-    def __init__(self, model: HookedDiffTransformer, checkpoint_blocks: bool) -> None:
-        self.model, self.checkpoint_blocks = model, checkpoint_blocks
+    def __init__(
+        self,
+        model: HookedDiffTransformer,
+        layers: Sequence[LayerWeights] | Sequence[DenseLayer],
+        checkpoint_blocks: bool,
+    ) -> None:
+        self.model, self.layers, self.checkpoint_blocks = model, layers, checkpoint_blocks
         self.sums: tuple[Tensor, Tensor] | None = None
 
     def run(self, resid: Tensor, start: int, stop: int) -> list[_Layer]:
@@ -176,20 +189,24 @@ class _Runner:
 
     def _run_layer(self, index: int, resid: Tensor) -> _Layer:
         self.sums = None
-        resid = self.model.blocks[index](resid)
-        l1, counts = self.sums or (resid.new_empty(0), resid.new_empty(0))
+        block, weights = self.model.blocks[index], self.layers[index]
+        if isinstance(weights, LayerWeights) or self.model.mlps[index].mode == "target":
+            resid = block(resid)
+        else:
+            resid = functional_call(block, dict(weights), (resid,))
+        l1, counts = self.sums or (resid.new_empty(0), resid.new_empty(0, dtype=torch.int64))
         return _Layer(resid, l1, counts)
 
 
 @contextmanager
 def _substituted(
     model: HookedDiffTransformer,
-    adapters: Sequence[LayerWeights],
+    layers: Sequence[LayerWeights] | Sequence[DenseLayer],
     mask: Tensor | None,
     checkpoint_blocks: bool,
 ) -> Iterator[_Runner]:
-    """Layers in mode `base` run these adapters inside the block."""
-    runner = _Runner(model, checkpoint_blocks)
+    """Layers in mode `base` run these adapters, or with these weights, inside the block."""
+    runner = _Runner(model, layers, checkpoint_blocks)
 
     def substitute(weights: LayerWeights, x: Tensor) -> Tensor:
         y, totals, counts = adapter(x, *weights, mask)
@@ -198,8 +215,9 @@ def _substituted(
         return y
 
     try:
-        for mlp, weights in zip(model.mlps, adapters, strict=True):
-            mlp.substitute = partial(substitute, weights)
+        for mlp, weights in zip(model.mlps, layers, strict=True):
+            if isinstance(weights, LayerWeights):
+                mlp.substitute = partial(substitute, weights)
         yield runner
     finally:
         for mlp in model.mlps:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from sae_lens.config import SAETrainerConfig
@@ -33,6 +33,7 @@ from tc_adapters_lens.models.atomic import atomic_directory
 from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
 from tc_adapters_lens.training.config import ObjectiveConfig
 from tc_adapters_lens.training.data import TokenBatch
+from tc_adapters_lens.training.dense import JointDense, JointDenseConfig
 from tc_adapters_lens.training.distributed import Processes
 from tc_adapters_lens.training.joint import JointTranscoder, JointTranscoderConfig
 from tc_adapters_lens.training.local_step import LocalTerms, local_step
@@ -44,6 +45,9 @@ STATE_VALUES = "trainer_state.json"
 MAX_GRAD_NORM = 1.0
 _SHOWN = {"KL": "losses/kl", "NMSE": "losses/nmse", "local error": "losses/local_error"}
 _ADAM_TENSORS = ("step", "exp_avg", "exp_avg_sq")
+
+Trainable: TypeAlias = JointTranscoder | JointDense
+TrainableConfig: TypeAlias = JointTranscoderConfig | JointDenseConfig
 
 
 class StopTraining(AdapterLensError):
@@ -82,12 +86,12 @@ class _Gradients(NamedTuple):
     metrics: dict[str, float | Tensor]
 
 
-class AdapterTrainer(SAETrainer[JointTranscoder, JointTranscoderConfig]):
-    """Trains all layers' adapters together on the joint objective.
+class AdapterTrainer(SAETrainer[Trainable, TrainableConfig]):
+    """Trains all layers' adapters, or dense weights in their place, together on the joint objective.
 
     Args:
         cfg: schedules, windows, checkpoints.
-        sae: the adapters.
+        sae: the adapters, or the dense weights, of which nothing is counted or told that features have.
         model: the pair, with nothing attached and its weights frozen.
         objective: weights of the terms.
         data_provider: this process's share of each batch, starting at the step that training is at.
@@ -102,7 +106,7 @@ class AdapterTrainer(SAETrainer[JointTranscoder, JointTranscoderConfig]):
     def __init__(
         self,
         cfg: AdapterTrainerConfig,
-        sae: JointTranscoder,
+        sae: Trainable,
         model: HookedDiffTransformer,
         objective: ObjectiveConfig,
         data_provider: Iterator[TokenBatch],
@@ -128,6 +132,10 @@ class AdapterTrainer(SAETrainer[JointTranscoder, JointTranscoderConfig]):
         self._clock = (time.monotonic(), 0)
 
     @property
+    def _has_features(self) -> bool:
+        return self.sae.cfg.d_sae > 0
+
+    @property
     def _stats_shape(self) -> tuple[int, int]:
         return self.sae.cfg.n_layers, self.sae.cfg.d_sae
 
@@ -138,7 +146,7 @@ class AdapterTrainer(SAETrainer[JointTranscoder, JointTranscoderConfig]):
         return is_dead(self.tokens_since_fired, self.cfg.dead_feature_window)
 
     @override
-    def fit(self) -> JointTranscoder:
+    def fit(self) -> Trainable:
         """SAELens' loop; its progress bar is the main process's, and ends with it in any case."""
         make, bars = sae_trainer.tqdm, []
 
@@ -184,6 +192,8 @@ class AdapterTrainer(SAETrainer[JointTranscoder, JointTranscoderConfig]):
         with record_function("statistics"):
             self.act_freq_scores += counts
             self.tokens_since_fired = update_tokens_since_fired(self.tokens_since_fired, counts, n_tokens)
+        if self._has_features:
+            metrics = {"l0": counts.sum() / (n_tokens * self.sae.cfg.n_layers), **metrics}
         output = TrainStepOutput(
             sae_in=tokens,
             sae_out=tokens,
@@ -191,13 +201,14 @@ class AdapterTrainer(SAETrainer[JointTranscoder, JointTranscoderConfig]):
             hidden_pre=counts,
             loss=loss,
             losses=losses,
-            metrics={"l0": counts.sum() / (n_tokens * self.sae.cfg.n_layers), **metrics},
+            metrics={**metrics},
         )
         if self.n_optimizer_steps % self.cfg.log_every == 0 or self.n_optimizer_steps == self.cfg.n_steps:
             self._log_row(output)
         return output
 
     def _local_step(self, tokens: Tensor, mask: Tensor, positions: Tensor) -> _Gradients:
+        assert isinstance(self.sae, JointTranscoder)  # the configuration has no local phase with dense weights
         weights, l1_coefficient = self.sae.layer_weights(self.model.cfg.dtype), self.get_coefficients()["l1"]
         share = local_step(self.model, weights, tokens, mask, positions, l1_coefficient, self._sum_over_processes)
         terms = self._of_whole_batch(share)
@@ -208,7 +219,7 @@ class AdapterTrainer(SAETrainer[JointTranscoder, JointTranscoderConfig]):
         if self.n_optimizer_steps == self.cfg.n_local_steps:
             self.optimizer.state.clear()  # moments of the local phase's gradients are of another loss
         cutoff = draw_cutoff(self.cfg.seed, self.n_optimizer_steps, self.sae.cfg.n_layers)
-        weights, l1_coefficient = self.sae.layer_weights(self.model.cfg.dtype), self.get_coefficients()["l1"]
+        weights, l1_coefficient = self.sae.layer_weights(self.model.cfg.dtype), self.get_coefficients().get("l1", 0.0)
         share = training_step(
             self.model,
             weights,
@@ -227,8 +238,9 @@ class AdapterTrainer(SAETrainer[JointTranscoder, JointTranscoderConfig]):
             "nmse": terms.nmse.mean(),
             "bridging_to_target": terms.bridging_to_target,
             "bridging_to_replacement": terms.bridging_to_replacement,
-            "l1": terms.l1,
         }
+        if self._has_features:
+            losses["l1"] = terms.l1
         loss = weighted_sum(terms, self.objective, l1_coefficient)
         return _Gradients(terms.counts, loss, losses, {"cutoff": cutoff})
 
@@ -270,9 +282,12 @@ class AdapterTrainer(SAETrainer[JointTranscoder, JointTranscoderConfig]):
         row: dict[str, Any] = {"losses/overall_loss": output.loss.item()}
         row |= {f"losses/{name}": float(value) for name, value in output.losses.items()}
         row |= {f"metrics/{name}": float(value) for name, value in output.metrics.items()}  # type: ignore[arg-type]
+        if self._has_features:
+            row |= {
+                "sparsity/mean_tokens_since_fired": self.tokens_since_fired.float().mean().item(),
+                "sparsity/dead_features": int(self.dead_neurons.sum()),
+            }
         row |= {
-            "sparsity/mean_tokens_since_fired": self.tokens_since_fired.float().mean().item(),
-            "sparsity/dead_features": int(self.dead_neurons.sum()),
             "details/current_learning_rate": self.optimizer.param_groups[0]["lr"],
             "details/n_training_samples": n_training_samples,
         }
@@ -288,8 +303,13 @@ class AdapterTrainer(SAETrainer[JointTranscoder, JointTranscoderConfig]):
 
     @override
     def full_sparsity_window_log(self) -> dict[str, Any]:
-        """As in SAELens; a run stopped right after a window was reset has nothing to log."""
-        return super().full_sparsity_window_log() if self.n_frac_active_samples else {}
+        """As in SAELens; a run stopped right after a window was reset, or without features, has nothing to log."""
+        return super().full_sparsity_window_log() if self.n_frac_active_samples and self._has_features else {}
+
+    @override
+    def set_final_sae_metadata(self) -> None:
+        if self._has_features:
+            super().set_final_sae_metadata()
 
     @override
     def _update_pbar(self, step_output: TrainStepOutput, pbar: tqdm, update_interval: int = 100) -> None:  # type: ignore[type-arg]
@@ -299,7 +319,9 @@ class AdapterTrainer(SAETrainer[JointTranscoder, JointTranscoderConfig]):
         if row is not None and self.n_optimizer_steps % self.cfg.log_every == 0:
             pbar.set_description(f"step {self.n_optimizer_steps}/{self.cfg.n_steps}", refresh=False)
             shown = {name: f"{row[key]:.4f}" for name, key in _SHOWN.items() if key in row}
-            pbar.set_postfix(shown, L0=f"{row['metrics/l0']:.2f}", dead=row["sparsity/dead_features"])
+            if self._has_features:
+                shown |= {"L0": f"{row['metrics/l0']:.2f}", "dead": row["sparsity/dead_features"]}
+            pbar.set_postfix(shown)
 
     @override
     def save_checkpoint(

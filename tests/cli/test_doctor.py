@@ -280,6 +280,14 @@ def test_the_configurations_pair_is_used_and_its_memory_estimated(saved, tmp_pat
     assert "main memory has" in out
 
 
+def test_memory_of_dense_weights_is_not_claimed(saved, tmp_path, doctor):
+    config = write_config(tmp_path / "c.yaml", *saved, context_size=64)
+    Path(config).write_text(json.dumps({**json.loads(Path(config).read_text()), "trained": "mlps"}))
+    out, _, result = doctor("--config", config)
+    assert "not estimated: Memory is estimated for trained: adapters only. Got mlps." in out
+    assert result["memory"] is None
+
+
 def test_models_on_the_command_line_win_over_the_configurations(saved, tmp_path, doctor):
     config = write_config(tmp_path / "c.yaml", "nobody/base", "nobody/target", context_size=64)
     out, _, result = doctor("--config", config, "--base", saved[0], "--target", saved[1])

@@ -77,7 +77,7 @@ def test_version(capsys):
         (["demo", "--seed", "x"], "--seed must be an int. Got 'x'."),
         (
             ["evaluate", "--base", "x"],
-            "--target, --adapters, --tokens must be given. `tc-adapters evaluate --help`",
+            "--tokens must be given. `tc-adapters evaluate --help`",
         ),
         (
             [*EXPORT, "--format", "author"],

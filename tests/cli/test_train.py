@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
+import torch
 
 from tc_adapters_lens.cli.main import main
+from tc_adapters_lens.models.adapter_set import AdapterSetInfo
+from tc_adapters_lens.models.dense_weights import DenseWeights
+from tc_adapters_lens.models.pair_info import PairInfo
 from tc_adapters_lens.training import runner
 from tc_adapters_lens.training.trainer import StopTraining
 
@@ -79,6 +86,20 @@ def test_wrong_values_are_2_and_one_line(argv, says, config_file, capsys):
     err = capsys.readouterr().err
     assert says in err
     assert err.count("\n") == 1
+
+
+def test_dense_weights_are_told_as_such(config_file, monkeypatch, capsys, tmp_path):
+    def train(config, out):
+        info = AdapterSetInfo(PairInfo("b", "t", None, None, "sha256:1", "sha256:2"), measured={"kl": 0.5})
+        return DenseWeights(config.trained, {f"blocks.{layer}.ln1.w": torch.ones(2) for layer in range(3)}, info)
+
+    monkeypatch.setattr(runner, "train", train)
+    assert main(["train", "--config", config_file, "--trained", "norms", "--json", "result.json"]) == 0
+    assert f"norms of 3 layers written to {Path('runs/tiny/weights')}\n" in capsys.readouterr().out
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["weights"], result["n_layers"], result["trained"]) == (str(Path("runs/tiny/weights")), 3, "norms")
+    assert result["measured"] == {"kl": 0.5}
+    assert "adapters" not in result
 
 
 def test_a_stopped_run_says_how_to_go_on(config_file, monkeypatch, capsys):

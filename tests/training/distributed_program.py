@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from tc_adapters_lens.errors import ConfigError
+from tc_adapters_lens.models.dense_weights import DenseWeights
 from tc_adapters_lens.models.pair import load_pair
 from tc_adapters_lens.training.config import TrainingConfig
 from tc_adapters_lens.training.distributed import join, leave
@@ -35,8 +36,9 @@ def main(directory: Path) -> None:
 
     def run(name: str, config: TrainingConfig = config, model=None) -> AdapterTrainingRunner:
         runner = AdapterTrainingRunner(config, directory / name, model)
-        adapters = runner.run()
-        save_file(adapters.state(), directory / f"{name}.{processes.rank}.safetensors")
+        result = runner.run()
+        tensors = dict(result.tensors) if isinstance(result, DenseWeights) else result.state()
+        save_file(tensors, directory / f"{name}.{processes.rank}.safetensors")
         return runner
 
     runner = run("two")
@@ -49,6 +51,8 @@ def main(directory: Path) -> None:
 
     local_first = dataclasses.replace(config.training, start="data", local_share=0.5)
     run("local_first", dataclasses.replace(config, training=local_first), runner.model)
+
+    run("mlps", dataclasses.replace(config, trained="mlps"), runner.model)
 
     optim = dataclasses.replace(config.training, shard_weights=True)
     runner = run("sharded", dataclasses.replace(config, training=optim))

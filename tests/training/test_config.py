@@ -276,6 +276,37 @@ class TestLoadConfig:
             load_config(path, ["data.chat_template=yours.jinja"])
 
 
+class TestTrained:
+    def test_adapters_are_the_default_also_of_files_without_the_key(self):
+        values = TrainingConfig.from_dict(MINIMAL).to_dict()
+        assert values.pop("trained") == "adapters"
+        assert TrainingConfig.from_dict(values).trained == "adapters"
+
+    @pytest.mark.parametrize("trained", ["mlps", "norms"])
+    def test_dense_weights_take_the_settings_of_adapters_that_mean_nothing_to_them(self, trained: str):
+        config = TrainingConfig.from_dict(
+            {**MINIMAL, "trained": trained, "adapters": {"n_features": 7}, "objective": {"l1_coefficient": 0.1}}
+        )
+        assert TrainingConfig.from_yaml(config.to_yaml()) == config
+
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            ({"warm_start": "runs/a"}, 'needs warm_start: null; anything else is for adapters. Got "runs/a".'),
+            ({"training": {"start": "data"}}, 'needs training.start: "random"; anything else is'),
+            ({"training": {"preset": "fast"}}, 'needs training.start: "random"; anything else is'),
+            ({"training": {"local_share": 0.5}}, "needs training.local_share: 0.0; anything else is"),
+            ({"training": {"shard_weights": True}}, "needs training.shard_weights: false; anything else is"),
+        ],
+    )
+    def test_what_is_for_adapters_alone_is_refused(self, values: dict[str, Any], message: str):
+        assert f"trained: mlps {message}" in error_of({**values, "trained": "mlps"})
+        TrainingConfig.from_dict({**MINIMAL, **values})
+
+    def test_other_words_are_refused(self):
+        assert error_of({"trained": "mlp"}).startswith("trained must be 'adapters' or 'mlps' or 'norms'. Got 'mlp'.")
+
+
 @pytest.mark.parametrize(
     "name", ["toy", "toy-fast", "r1-distill-qwen-7b", "r1-distill-qwen-1.5b", "r1-distill-llama-8b"]
 )

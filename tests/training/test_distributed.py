@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from tc_adapters_lens.models.adapter_set import AdapterSet
+from tc_adapters_lens.models.dense_weights import DenseWeights
 from tc_adapters_lens.models.pair import load_pair
 from tc_adapters_lens.training.config import TrainingConfig
 from tc_adapters_lens.training.runner import AdapterTrainingRunner, train
@@ -121,7 +123,9 @@ def stop_at(config: TrainingConfig, out: Path, step: int) -> None:
 @pytest.fixture(scope="module")
 def one(root: Path) -> AdapterSet:
     """The run on one process."""
-    return train(make_config(root), root / "one")
+    adapters = train(make_config(root), root / "one")
+    assert isinstance(adapters, AdapterSet)
+    return adapters
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +174,14 @@ def test_a_start_from_data_and_a_local_phase(two: Path) -> None:
     ours, theirs = results(two, "local_first")
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
     same(ours, train(config, two / "one_local_first").state(), 1e-6)
+
+
+def test_dense_weights(two: Path) -> None:
+    ours, theirs = results(two, "mlps")
+    saved = DenseWeights.load(two / "mlps" / "weights").tensors
+    assert all(torch.equal(ours[name], theirs[name]) and torch.equal(ours[name], saved[name]) for name in saved)
+    config = dataclasses.replace(make_config(two), trained="mlps")
+    same(ours, dict(train(config, two / "one_mlps").tensors), 1e-6)
 
 
 def test_logged_terms_and_statistics_are_those_of_the_whole_batch(two: Path, one: AdapterSet) -> None:

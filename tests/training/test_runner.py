@@ -80,7 +80,9 @@ def assert_same_bits(ours: AdapterSet, theirs: AdapterSet) -> None:
 def finished(pair_dirs, tmp_path_factory) -> tuple[Path, AdapterSet]:
     """A run that was never interrupted."""
     out = tmp_path_factory.mktemp("run") / "run"
-    return out, train(make_config(pair_dirs), out)
+    adapters = train(make_config(pair_dirs), out)
+    assert isinstance(adapters, AdapterSet)
+    return out, adapters
 
 
 def rows(out: Path) -> list[dict]:
@@ -169,6 +171,7 @@ def finished_fast(pair_dirs, tmp_path_factory) -> tuple[Path, AdapterSet, int]:
     """A run of preset `fast` that was never interrupted, and the last step of its local phase."""
     out = tmp_path_factory.mktemp("fast") / "run"
     adapters = train(make_config(pair_dirs, training=FAST), out)
+    assert isinstance(adapters, AdapterSet)
     return out, adapters, sum("losses/local_error" in row for row in rows(out))
 
 
