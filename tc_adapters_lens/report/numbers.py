@@ -83,9 +83,9 @@ def span(estimate: Estimate, write: Callable[[float], str] = number) -> str:
 
 
 def short_span(estimate: Estimate, write: Callable[[float], str] = number) -> str:
-    """The same where room is scarce: a dash if no sign can be confused with it, and no unit."""
+    """The same where room is scarce: a dash if no sign can be confused with it, no unit, nothing if it has no width."""
     ends = estimate.interval
-    if ends is None:
+    if ends is None or ends[0] == ends[1]:
         return ""
     low, high = (write(end).rstrip("%") for end in ends)
     return f"{low} to {high}" if ends[0] < 0 else f"{low}\N{EN DASH}{high}"

@@ -14,6 +14,7 @@ from tc_adapters_lens.report.runs import Runs
 from tc_adapters_lens.report.styles import Style, faint, run_styles
 from tc_adapters_lens.report.tables import Row, model_rows
 
+_ROOM = 0.06  # share of the axis that a name takes
 _LINES = ("base", "reverse", "hybrid", "norm_refit", "skyline")
 
 
@@ -49,13 +50,15 @@ def _panel(runs: Runs, lines: list[Row], key: str, title: str, write: Callable[[
     x = scale(ends)
     logarithmic = x["type"] == "log"
     data: list[dict[str, Any]] = []
-    for row in lines:
-        data += _line(row, row.figures[key], ends, write)
+    heights = [row.figures[key].value for row in lines]
+    sides = _sides(heights, [*heights, *(value.value for value in values)], logarithmic=key == "kl")
+    for row, side in zip(lines, sides, strict=True):
+        data += _line(row, row.figures[key], ends, write, side)
     data += _families(runs, key)
     data += [_points(runs, group, key, write) for group in runs.groups]
     y: dict[str, Any] = {"title": "KL, nats" if key == "kl" else "top-1 error"}
     if key == "kl":
-        y |= scale([*(value.value for value in values), *(row.figures[key].value for row in lines)])
+        y |= scale([*heights, *(value.value for value in values)])
     else:
         y |= {"rangemode": "tozero", "tickformat": ".0%"}
     x |= {"title": "L0, active features per token and layer", "range": _range(ends, logarithmic)}
@@ -70,12 +73,28 @@ def _range(ends: tuple[float, float], logarithmic: bool) -> list[float]:
     return [log10(end) for end in ends] if logarithmic else list(ends)
 
 
-def _line(row: Row, estimate: Estimate, x: tuple[float, float], write: Callable[[float], str]) -> list[dict[str, Any]]:
+def _sides(heights: list[float], drawn: list[float], logarithmic: bool) -> list[str]:
+    """At which end each line has its name: left, or right where the line above has its name too near."""
+    floor = min(drawn)
+    places = [log10(height) if logarithmic and floor > 0 else height for height in heights]
+    room = (log10(max(drawn) / floor) if logarithmic and floor > 0 else max(drawn)) * _ROOM
+    sides, last = ["left"] * len(heights), float("inf")
+    for at in sorted(range(len(heights)), key=lambda at: -places[at]):
+        if last - places[at] < room:
+            sides[at] = "right"
+        else:
+            last = places[at]
+    return sides
+
+
+def _line(
+    row: Row, estimate: Estimate, x: tuple[float, float], write: Callable[[float], str], side: str
+) -> list[dict[str, Any]]:
     named = {
         "mode": "lines+markers+text",
         "marker": {"size": 6, "opacity": 0},  # lifts the text off the line
-        "text": [label(row.label), ""],
-        "textposition": "top right",
+        "text": [label(row.label), ""] if side == "left" else ["", label(row.label)],
+        "textposition": "top right" if side == "left" else "top left",
         "textfont": {"color": row.style.colour, "size": 11},
     }
     line = level(row.label, row.style, estimate, x, write, **named)

@@ -20,7 +20,8 @@ def sparsity(runs: Runs) -> Section:
         "How often each feature is active, as a share of the counted tokens. Left column: features that never fired on "
         "them. L0 is the mean number of active features per token."
     )
-    panels = [_frequency(run, i) for i, run in enumerate(densest_first)]
+    ends = _ends(runs)
+    panels = [_frequency(run, i, ends) for i, run in enumerate(densest_first)]
     panels += [_l0(runs), _dead(runs)]
     choices = [run.label for run in densest_first]
     return Section(
@@ -33,15 +34,19 @@ def sparsity(runs: Runs) -> Section:
     )
 
 
-def _frequency(run: Run, i: int) -> Panel:
+def _frequency(run: Run, i: int, ends: tuple[float, float]) -> Panel:
+    """The heatmap of one run, from its never column on and between the two frequencies."""
     found = run.evaluation["frequency"]
     edges = found["edges"]
-    n_bins = len(edges) - 1
-    bins = ["never" if b == 0 else f"{plain(100 * edges[b])}% to {plain(100 * edges[b + 1])}%" for b in range(n_bins)]
-    counts = [[Estimate.of(one) for one in layer] for layer in found["per_layer"]]
+    kept = [b for b in range(len(edges) - 1) if b == 0 or ends[0] <= edges[b] <= ends[1]]
+    n_bins = len(kept)
+    shares = [f"{plain(100 * edges[b])}%" for b in kept]
+    bins = ["never", *(f"{shares[at]} to {plain(100 * edges[kept[at] + 1])}%" for at in range(1, n_bins))]
+    counts = [[Estimate.of(layer[b]) for b in kept] for layer in found["per_layer"]]
     most = max((one.value for layer in counts for one in layer), default=1)
     tops = [10**power for power in range(7) if 10**power <= max(most, 1)]
-    shown = [0, *range(1, n_bins, max(1, -(-(n_bins - 1) // _TICKS)))]
+    decades = [at for at in range(1, n_bins) if abs(log10(edges[kept[at]]) % 1 - 0.5) > 0.5 - 1e-6]
+    shown = [0, *(decades if len(decades) > 1 else range(1, n_bins, max(1, -(-(n_bins - 1) // _TICKS))))]
     heatmap: dict[str, Any] = {
         "type": "heatmap",
         "x": list(range(n_bins)),
@@ -68,7 +73,7 @@ def _frequency(run: Run, i: int) -> Panel:
     x = {
         "title": "active on this share of tokens",
         "tickvals": [0 if b == 0 else b - 0.5 for b in shown],
-        "ticktext": ["never" if b == 0 else f"{plain(100 * edges[b])}%" for b in shown],
+        "ticktext": ["never" if b == 0 else shares[b] for b in shown],
         "showgrid": False,
     }
     y = {**whole_axis("layer", len(counts)), "autorange": "reversed", "showgrid": False}
@@ -83,6 +88,18 @@ def _frequency(run: Run, i: int) -> Panel:
         run.label,
         True,
     )
+
+
+def _ends(runs: Runs) -> tuple[float, float]:
+    """Lower borders of the lowest and the highest bin that holds features of any run, so that all have one axis."""
+    occupied = [
+        edge
+        for run in runs.ordered
+        for layer in run.evaluation["frequency"]["per_layer"]
+        for edge, one in zip(run.evaluation["frequency"]["edges"][1:], layer[1:], strict=False)
+        if one["value"] > 0
+    ]
+    return min(occupied, default=0.0), max(occupied, default=0.0)
 
 
 def _l0(runs: Runs) -> Panel:

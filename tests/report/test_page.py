@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from html.parser import HTMLParser
 
@@ -222,6 +223,25 @@ def test_zero_is_drawn_on_a_linear_axis(figure, tmp_path):
 def test_ticks_of_a_logarithmic_axis_are_round(values, inside):
     ticks = scale(values)["tickvals"]
     assert [tick for tick in ticks if values[0] <= tick <= values[1]] == inside
+
+
+def test_firing_frequencies_leave_out_bins_that_no_run_has(tmp_path):
+    runs = [write_run(tmp_path / name, evaluation(l0)) for name, l0 in (("one", 1.0), ("two", 2.0))]
+    page, _ = page_of(runs, tmp_path / "report.html")
+    heatmap = page.figures["frequency-0"]["data"][0]
+    assert [len(layer) for layer in heatmap["z"]] == [8] * 4  # the last of 9 bins is empty
+    assert heatmap["z"][0][:2] == pytest.approx([math.log10(300), math.log10(90)])
+    assert heatmap["text"][0][1] == "layer 0, 0.01% to 0.03% of tokens<br>90 (86 to 94) features"
+    assert page.figures["frequency-0"]["layout"]["xaxis"]["ticktext"][:2] == ["never", "0.01%"]
+
+
+def test_names_of_close_lines_stand_at_both_ends(tmp_path):
+    found = evaluation()
+    found["models"]["reverse"]["kl"] = estimate(HYBRID_KL * 1.1)
+    page, _ = page_of([write_run(tmp_path / "run", found)], tmp_path / "report.html")
+    places = {trace["name"]: trace["textposition"] for trace in page.figures["tradeoff-kl"]["data"] if "text" in trace}
+    assert places["base with the target's MLPs"] == "top right"
+    assert places["hybrid"] == "top left"
 
 
 def test_names_from_files_are_inert(tmp_path):
