@@ -63,7 +63,7 @@ def account(runs: Runs) -> Section:
     having = [run for run in reversed(runs.ordered) if run.evaluation["account"] is not None]
     title = "Where the difference lives"
     if not having:
-        return Section("account", title, "Not measured: these evaluations hold no account.")
+        return Section("account", title, "Not measured: these evaluations were made without --account.")
     shared = having[0].evaluation["account"]
     text = (
         "Parts of the target are put into the base one after another, the MLPs last; each bar is the KL that a part "
