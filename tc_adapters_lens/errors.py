@@ -6,6 +6,7 @@ AdapterLensError
   PairError          base and target do not match
   DataError          dataset missing, empty or unusable; token ids out of range; sequence too short
   AdapterSetError    adapters missing tensors, of another pair, or corrupt
+  RunError           a run's directory or its evaluation cannot be used
   MissingExtraError  an optional package is missing; the message has the pip line
 """
 
@@ -22,6 +23,7 @@ __all__ = [
     "DataError",
     "MissingExtraError",
     "PairError",
+    "RunError",
     "did_you_mean",
 ]
 
@@ -48,6 +50,10 @@ class DataError(AdapterLensError, ValueError):
 
 class AdapterSetError(AdapterLensError, ValueError):
     """An adapter set is incomplete, corrupt, or belongs to another pair."""
+
+
+class RunError(AdapterLensError, ValueError):
+    """A run's directory or its evaluation cannot be used."""
 
 
 class MissingExtraError(AdapterLensError, ImportError):

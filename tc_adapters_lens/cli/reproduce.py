@@ -21,6 +21,7 @@ from tc_adapters_lens.training.config import DataConfig, TrainingConfig, load_co
 from tc_adapters_lens.training.runner import ADAPTERS, load_run_pair, train
 
 RECIPE = "toy"
+TITLE = "How faithful are transcoder adapters? The built-in pair"
 HEADLINE, SEEDS = 0.02, (42, 1, 2)
 WEIGHTS = (0.06, HEADLINE, 0.006, 0.002, 0.0006)
 _BATCH_SIZE = 32
