@@ -8,6 +8,7 @@ AdapterLensError
   AdapterSetError    adapters missing tensors, of another pair, or corrupt
   RunError           a run's directory or its evaluation cannot be used
   MissingExtraError  an optional package is missing; the message has the pip line
+  StopTraining       training was asked to stop, and can go on (command line exit code 130)
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ __all__ = [
     "MissingExtraError",
     "PairError",
     "RunError",
+    "StopTraining",
     "did_you_mean",
 ]
 
@@ -58,6 +60,10 @@ class RunError(AdapterLensError, ValueError):
 
 class MissingExtraError(AdapterLensError, ImportError):
     """An optional package is missing."""
+
+
+class StopTraining(AdapterLensError):
+    """Raised between two steps after a request to stop; everything is consistent and may be saved."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

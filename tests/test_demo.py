@@ -34,6 +34,7 @@ def test_demo_shows_what_the_paper_shows(seed: int, tmp_path: Path, capsys: pyte
     printed = capsys.readouterr().out
     for row in ("base", "hybrid", "sparse", "dense", "target"):
         assert f"\n{row} " in printed
+    assert "<title>" in (out / "report.html").read_text()
     assert (out / "faithfulness.png").stat().st_size > 10_000
     for name in ("sparse", "dense"):
         assert AdapterSet.load(out / name / "adapters").n_features == 1024

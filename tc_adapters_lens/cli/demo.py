@@ -19,7 +19,7 @@ RECIPES: dict[str, dict[str, float | int]] = {
     "sparse": {},
     "dense": {"objective.l1_coefficient": 9e-4, "training.lr": 4e-3, "training.training_tokens": 470_000},
 }
-PICTURE, RESULT = "faithfulness.png", "faithfulness.json"
+PAGE, PICTURE, RESULT = "report.html", "faithfulness.png", "faithfulness.json"
 
 
 def add_arguments(parser: Parser) -> None:
@@ -34,6 +34,7 @@ def run(args: Namespace) -> dict[str, Any]:
     from tc_adapters_lens.cli.evaluation import Settings, evaluate
     from tc_adapters_lens.evaluation.record import EVALUATION_FILE
     from tc_adapters_lens.report.faithfulness import faithfulness_table, plot_faithfulness
+    from tc_adapters_lens.report.page import write_report
     from tc_adapters_lens.training.config import DataConfig, load_config
     from tc_adapters_lens.training.runner import ADAPTERS, load_run_pair, train
 
@@ -54,11 +55,12 @@ def run(args: Namespace) -> dict[str, Any]:
         results[name], summary[name] = evaluation.faithfulness, evaluation.to_dict()
         write_json(out / name / EVALUATION_FILE, summary[name])
     write_json(out / RESULT, summary)
+    write_report([out / name for name in results], out / PAGE)
     plot_faithfulness(results, out / PICTURE, "Built-in pair: what adapters recover of the fine-tuned target")
 
     print(f"\nOn {results['sparse'].n_tokens:,} response tokens sampled from the target:\n")
     print(faithfulness_table(results))
     places = {f"{name} adapters": out / name / ADAPTERS for name in results}
-    places |= {"picture": out / PICTURE, "figures": out / RESULT}
+    places |= {"page": out / PAGE, "picture": out / PICTURE, "figures": out / RESULT}
     print("\nWritten:", *(f"  {what:16} {place}" for what, place in places.items()), sep="\n")
     return summary

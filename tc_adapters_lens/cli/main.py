@@ -20,7 +20,7 @@ from tc_adapters_lens import __version__
 from tc_adapters_lens.cli import demo, doctor, evaluate, export, generate, import_, report, train
 from tc_adapters_lens.cli.output import write_json
 from tc_adapters_lens.cli.parser import Parser
-from tc_adapters_lens.errors import AdapterLensError, ConfigError
+from tc_adapters_lens.errors import AdapterLensError, ConfigError, StopTraining
 
 PROG = "tc-adapters"
 VERBS = {
@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         run(sys.argv[1:] if argv is None else argv)
+    except StopTraining as stopped:
+        return _say(str(stopped), 130)
     except AdapterLensError as error:
         return _say(f"error: {error}", 2 if isinstance(error, ConfigError) else 1)
     except KeyboardInterrupt as stopped:

@@ -50,13 +50,9 @@ def run(args: Namespace) -> dict[str, Any]:
         if args.runs:
             raise ConfigError(f"--reproduce makes its own runs. Got {args.runs[0]} beside it; leave one of them out.")
         from tc_adapters_lens.cli.reproduce import TITLE, reproduce_toy
-        from tc_adapters_lens.training.trainer import StopTraining
 
         out, title = Path(args.out or "runs/reproduce-toy/report.html"), TITLE
-        try:
-            runs = reproduce_toy(out.parent)
-        except StopTraining as stopped:
-            raise KeyboardInterrupt(str(stopped)) from None
+        runs = reproduce_toy(out.parent)
     result = write_report(runs, out, title)
     outcomes = [expectation["outcome"] for expectation in result["expectations"]]
     counts = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in ("held", "failed", "not measured"))

@@ -84,12 +84,8 @@ def _train(args: Namespace) -> dict[str, Any]:
 
     from tc_adapters_lens.models.adapter_set import AdapterSet  # after the checks: torch takes seconds
     from tc_adapters_lens.training.runner import ADAPTERS, WEIGHTS, train
-    from tc_adapters_lens.training.trainer import StopTraining
 
-    try:
-        trained = train(config, out)
-    except StopTraining as stopped:
-        raise KeyboardInterrupt(str(stopped)) from None
+    trained = train(config, out)
     if isinstance(trained, AdapterSet):
         what = {"adapters": str(out / ADAPTERS), "n_layers": trained.n_layers, "n_features": trained.n_features}
     else:

@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Float
 from transformer_lens import HookedTransformer
 
-from tc_adapters_lens.evaluation.bootstrap import Estimate, finite
+from tc_adapters_lens.evaluation.bootstrap import finite
+from tc_adapters_lens.evaluation.estimate import Estimate
 from tc_adapters_lens.evaluation.variants import Variant
 from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
 from tc_adapters_lens.models.parts import PARTS, composed

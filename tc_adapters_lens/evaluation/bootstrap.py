@@ -20,22 +20,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tc_adapters_lens.errors import ConfigError, DataError
+from tc_adapters_lens.evaluation.estimate import Estimate
 
 MIN_SEQUENCES = 10
 _LOW, _HIGH = 0.025, 0.975
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure and its 95% interval.
-
-    value: computed from all sequences once.
-    low, high: ends of the interval; None where intervals were left out.
-    """
-
-    value: float
-    low: float | None = None
-    high: float | None = None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from transformer_lens.hook_points import HookPoint
 from tc_adapters_lens.core.statistics import feature_counts
 from tc_adapters_lens.errors import DataError
 from tc_adapters_lens.evaluation.account import Account, account
-from tc_adapters_lens.evaluation.bootstrap import Bootstrap, Estimate, Sums, finite, ratio
+from tc_adapters_lens.evaluation.bootstrap import Bootstrap, Sums, finite, ratio
+from tc_adapters_lens.evaluation.estimate import Estimate
 from tc_adapters_lens.evaluation.predictions import (
     Agreement,
     Positions,

@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from tc_adapters_lens.evaluation.bootstrap import Bootstrap, Estimate, Sums, finite
+from tc_adapters_lens.evaluation.bootstrap import Bootstrap, Sums, finite
+from tc_adapters_lens.evaluation.estimate import Estimate
 from tc_adapters_lens.evaluation.predictions import Positions, Prediction, compare_predictions, mean_kl
 from tc_adapters_lens.evaluation.progress import Batch, Progress
 from tc_adapters_lens.models.adapter_set import AdapterSet

@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tc_adapters_lens.evaluation.bootstrap import Estimate, Sums, estimate, finite, ratio
+from tc_adapters_lens.evaluation.bootstrap import Sums, estimate, finite, ratio
+from tc_adapters_lens.evaluation.estimate import Estimate
 from tc_adapters_lens.models.diff_transformer import Unembedding
 
 SURE = 0.8

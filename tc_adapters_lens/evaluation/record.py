@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tc_adapters_lens.evaluation.bootstrap import Estimate
-from tc_adapters_lens.evaluation.faithfulness import Faithfulness
-from tc_adapters_lens.evaluation.partial import PartialKL
+from tc_adapters_lens.evaluation.estimate import Estimate
 from tc_adapters_lens.models.pair_info import PairInfo
+
+if TYPE_CHECKING:  # whoever reads evaluations needs no torch
+    from tc_adapters_lens.evaluation.faithfulness import Faithfulness
+    from tc_adapters_lens.evaluation.partial import PartialKL
 
 EVALUATION_FILE = "evaluation.json"
 FORMAT = "tc_adapters_lens.evaluation"

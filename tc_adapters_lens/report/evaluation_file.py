@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tc_adapters_lens.errors import RunError
+from tc_adapters_lens.evaluation.record import FORMAT, FORMAT_VERSION
 
-EVALUATION = "evaluation.json"
-FORMAT, FORMAT_VERSION = "tc_adapters_lens.evaluation", 1
 POSITIONS = ("response", "all")
 
 _Check = Callable[[Any, str], None]
@@ -63,7 +62,7 @@ def _evaluation(found: dict[str, Any]) -> None:
             "pair": _record(
                 **dict.fromkeys(("base_name", "target_name", "base_fingerprint", "target_fingerprint"), _text)
             ),
-            "target": _record(**dict.fromkeys(("cross_entropy", "sure_share", "entropy"), _estimate)),
+            "target": _record(cross_entropy=_optional(_estimate), sure_share=_estimate, entropy=_estimate),
             "models": _object,
             "skyline_sweep": _list(_record(lr=_number, kl=_estimate, top1_error=_estimate)),
         },
@@ -102,9 +101,8 @@ def _recipe(value: Any, where: str) -> None:
 def _agreement(value: Any, where: str) -> None:
     measured = {"kl": _estimate, "top1_error": _estimate}
     optional = _optional(_record(**measured))
-    _record(**measured, unsure=optional, sure=optional, cross_entropy=_estimate, loss_recovered=_optional(_estimate))(
-        value, where
-    )
+    losses = dict.fromkeys(("cross_entropy", "loss_recovered"), _optional(_estimate))
+    _record(**measured, unsure=optional, sure=optional, **losses)(value, where)
 
 
 def _account(value: Any, where: str) -> None:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
+from tc_adapters_lens.evaluation.estimate import Estimate
 from tc_adapters_lens.report.groups import Ablation, Group, ablations, sparsity_groups
-from tc_adapters_lens.report.numbers import Estimate, mean, number, percent
+from tc_adapters_lens.report.numbers import mean, number, percent
 
 _FIGURES = (("kl", "KL"), ("top1_error", "top-1 error"))
 _CURVES = (("first", "first {k} layers"), ("last", "last {k} layers"), ("single", "layer {k} alone"))

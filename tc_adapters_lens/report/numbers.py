@@ -1,38 +1,10 @@
-"""Estimates with their intervals, and how numbers are written on the page."""
+"""Means of estimates, and how numbers are written on the page."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
 
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure and its 95% interval; `low` and `high` are None where no interval was made."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-    @classmethod
-    def of(cls, found: Mapping[str, Any]) -> Estimate:
-        """From an evaluation's {"value", "low", "high"}."""
-        return cls(found["value"], found["low"], found["high"])
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """(low, high), if there is one."""
-        return None if self.low is None or self.high is None else (self.low, self.high)
-
-    def times(self, factor: float) -> Estimate:
-        """Figure and interval multiplied by a positive number."""
-        ends = self.interval
-        return Estimate(self.value * factor, *((end * factor for end in ends) if ends else ()))
-
-    def to_dict(self) -> dict[str, float | None]:
-        """Plain values, for JSON."""
-        return {"value": self.value, "low": self.low, "high": self.high}
+from tc_adapters_lens.evaluation.estimate import Estimate
 
 
 def mean(estimates: Sequence[Estimate]) -> Estimate:

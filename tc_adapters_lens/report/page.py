@@ -11,9 +11,10 @@ from plotly.offline import get_plotlyjs
 
 from tc_adapters_lens import __version__
 from tc_adapters_lens.errors import ConfigError
+from tc_adapters_lens.evaluation.estimate import Estimate
 from tc_adapters_lens.models.atomic import atomic_file, write_json
 from tc_adapters_lens.report.expectations import Expectation, expectations
-from tc_adapters_lens.report.numbers import Estimate, number, percent
+from tc_adapters_lens.report.numbers import number, percent
 from tc_adapters_lens.report.plots import Section
 from tc_adapters_lens.report.plots_account import account
 from tc_adapters_lens.report.plots_layers import bridging, nmse, partial_replacement

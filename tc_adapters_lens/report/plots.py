@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from math import ceil, floor, log10
 from typing import Any
 
-from tc_adapters_lens.report.numbers import Estimate, number, plain, with_span
+from tc_adapters_lens.evaluation.estimate import Estimate
+from tc_adapters_lens.report.numbers import number, plain, with_span
 from tc_adapters_lens.report.styles import Style
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tc_adapters_lens.report.numbers import Estimate, number, with_span
+from tc_adapters_lens.evaluation.estimate import Estimate
+from tc_adapters_lens.report.numbers import number, with_span
 from tc_adapters_lens.report.plots import Panel, Section, bars, figure, label
 from tc_adapters_lens.report.runs import Run, Runs
 from tc_adapters_lens.report.styles import REFERENCES, Style

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from tc_adapters_lens.evaluation.estimate import Estimate
 from tc_adapters_lens.report.expectations import inner
 from tc_adapters_lens.report.groups import Ablation
-from tc_adapters_lens.report.numbers import Estimate, number
+from tc_adapters_lens.report.numbers import number
 from tc_adapters_lens.report.plots import Key, Panel, Section, curve, figure, label, level, run_keys, scale, whole_axis
 from tc_adapters_lens.report.runs import Runs
 from tc_adapters_lens.report.styles import Style, run_styles

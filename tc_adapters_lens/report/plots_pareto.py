@@ -7,8 +7,9 @@ from dataclasses import replace
 from math import log10
 from typing import Any
 
+from tc_adapters_lens.evaluation.estimate import Estimate
 from tc_adapters_lens.report.groups import Group
-from tc_adapters_lens.report.numbers import Estimate, number, percent, with_span
+from tc_adapters_lens.report.numbers import number, percent, with_span
 from tc_adapters_lens.report.plots import Key, Panel, Section, bars, figure, label, level, scale
 from tc_adapters_lens.report.runs import Runs
 from tc_adapters_lens.report.styles import Style, faint, run_styles

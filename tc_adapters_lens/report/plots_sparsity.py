@@ -5,7 +5,8 @@ from __future__ import annotations
 from math import log10
 from typing import Any
 
-from tc_adapters_lens.report.numbers import Estimate, count, number, percent, plain, with_span
+from tc_adapters_lens.evaluation.estimate import Estimate
+from tc_adapters_lens.report.numbers import count, number, percent, plain, with_span
 from tc_adapters_lens.report.plots import Panel, Section, curve, figure, run_keys, scale, whole_axis
 from tc_adapters_lens.report.runs import Run, Runs
 from tc_adapters_lens.report.styles import run_styles

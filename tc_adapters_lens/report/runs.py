@@ -14,9 +14,10 @@ from typing import Any
 import yaml
 
 from tc_adapters_lens.errors import ConfigError, RunError
-from tc_adapters_lens.report.evaluation_file import EVALUATION, read_evaluation
+from tc_adapters_lens.evaluation.estimate import Estimate
+from tc_adapters_lens.evaluation.record import EVALUATION_FILE
+from tc_adapters_lens.report.evaluation_file import read_evaluation
 from tc_adapters_lens.report.groups import Ablation, Group, ablations, config_of, sparsity_groups
-from tc_adapters_lens.report.numbers import Estimate
 
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
 
@@ -108,12 +109,12 @@ def _read(path: Path, label: str) -> Run:
             f"A report is on runs that trained adapters. Got {path}, which trained {trained} densely. "
             "Leave it out: evaluations of adapters hold its figures."
         )
-    if not (path / EVALUATION).is_file():
+    if not (path / EVALUATION_FILE).is_file():
         if not recipe:
             fix = "Name the --out of `tc-adapters train`"
-            raise RunError(f"{path} is not a run: it has no {CONFIG} and no {EVALUATION}. {fix}.")
+            raise RunError(f"{path} is not a run: it has no {CONFIG} and no {EVALUATION_FILE}. {fix}.")
         raise RunError(f"{path} is not evaluated yet. Run `tc-adapters evaluate --run {path}` first.")
-    evaluation = read_evaluation(path / EVALUATION)
+    evaluation = read_evaluation(path / EVALUATION_FILE)
     if not recipe and config_of(evaluation):
         recipe = yaml.safe_dump(config_of(evaluation), sort_keys=False)
     return Run(path, label, evaluation, recipe, _read_metrics(path / METRICS))

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tc_adapters_lens.report.numbers import Estimate, count, number, percent, short_span
+from tc_adapters_lens.evaluation.estimate import Estimate
+from tc_adapters_lens.report.numbers import count, number, percent, short_span
 from tc_adapters_lens.report.runs import Run, Runs
 from tc_adapters_lens.report.styles import REFERENCES, Style, run_styles
 
@@ -92,8 +93,9 @@ def model_rows(runs: Runs) -> tuple[Row, ...]:
     rows += [_adapters(run, styles[run.label]) for run in runs.ordered]
     rows += reference_rows(runs, "skyline")
     zero = Estimate(0.0)
-    cross_entropy = Estimate.of(runs.first["target"]["cross_entropy"])
-    figures = {"top1_error": zero, "kl": zero, "cross_entropy": cross_entropy, "loss_recovered": Estimate(1.0)}
+    figures = {"top1_error": zero, "kl": zero, "loss_recovered": Estimate(1.0)}
+    if runs.first["target"]["cross_entropy"] is not None:
+        figures["cross_entropy"] = Estimate.of(runs.first["target"]["cross_entropy"])
     return (*rows, Row("target", "target", None, REFERENCES["target"], {**figures, "nmse": zero}, {}))
 
 
@@ -169,9 +171,8 @@ def _internal(run: Run, name: str) -> dict[str, Estimate]:
 
 def _figures(run: Run, name: str) -> dict[str, Estimate]:
     found = run.evaluation["models"][name]
-    figures = {key: Estimate.of(found[key]) for key in ("top1_error", "kl", "cross_entropy")}
-    if found["loss_recovered"] is not None:
-        figures["loss_recovered"] = Estimate.of(found["loss_recovered"])
+    optional = [key for key in ("cross_entropy", "loss_recovered") if found[key] is not None]
+    figures = {key: Estimate.of(found[key]) for key in ("top1_error", "kl", *optional)}
     for where in ("sure", "unsure"):
         if found[where] is not None:
             figures |= {f"{key}_{where}": Estimate.of(found[where][key]) for key in ("top1_error", "kl")}

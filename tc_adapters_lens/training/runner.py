@@ -31,7 +31,7 @@ from sae_lens import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunne
 from sae_lens.constants import RUNNER_CFG_FILENAME
 from typing_extensions import override
 
-from tc_adapters_lens.errors import AdapterSetError, ConfigError, DataError
+from tc_adapters_lens.errors import AdapterSetError, ConfigError, DataError, StopTraining
 from tc_adapters_lens.models.adapter_set import AdapterSet, AdapterSetInfo, is_adapter_set
 from tc_adapters_lens.models.atomic import atomic_file, writing
 from tc_adapters_lens.models.dense_weights import DenseWeights, is_dense_weights
@@ -48,7 +48,6 @@ from tc_adapters_lens.training.sharding import shard_frozen_weights
 from tc_adapters_lens.training.trainer import (
     AdapterTrainer,
     AdapterTrainerConfig,
-    StopTraining,
     Trainable,
     TrainableConfig,
 )

@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from typing_extensions import override
 
 from tc_adapters_lens.core.statistics import is_dead, update_tokens_since_fired
-from tc_adapters_lens.errors import AdapterLensError, AdapterSetError, DataError
+from tc_adapters_lens.errors import AdapterSetError, DataError, StopTraining
 from tc_adapters_lens.models.atomic import atomic_directory
 from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
 from tc_adapters_lens.training.config import ObjectiveConfig
@@ -48,10 +48,6 @@ _ADAM_TENSORS = ("step", "exp_avg", "exp_avg_sq")
 
 Trainable: TypeAlias = JointTranscoder | JointDense
 TrainableConfig: TypeAlias = JointTranscoderConfig | JointDenseConfig
-
-
-class StopTraining(AdapterLensError):
-    """Raised between two steps after a request to stop; everything is consistent and may be saved."""
 
 
 @dataclass

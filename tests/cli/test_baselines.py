@@ -94,6 +94,16 @@ def test_a_second_time_nothing_is_trained(evaluated, capsys, monkeypatch) -> Non
     assert not list(run.glob(".evaluation*"))
 
 
+def test_a_report_reads_it(evaluated, tmp_path) -> None:
+    run, found, _ = evaluated
+    assert main(["report", str(run), "--out", str(tmp_path / "page.html")]) == 0
+    written = json.loads((tmp_path / "page.json").read_text())
+    assert written["runs"][0]["evaluation"] == found
+    rows = {(row["model"], row["run"]): row for row in written["models"]}
+    assert rows["replacement", "run"]["kl"] == found["models"]["replacement"]["kl"]
+    assert rows["skyline", None]["kl"] == found["models"]["skyline"]["kl"]
+
+
 def test_adapters_without_a_recipe(evaluated, tmp_path, capsys) -> None:
     run, _, text = evaluated
     shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("baselines"))

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from tc_adapters_lens.cli.main import main
+from tc_adapters_lens.errors import StopTraining
 from tc_adapters_lens.models.adapter_set import AdapterSetInfo
 from tc_adapters_lens.models.dense_weights import DenseWeights
 from tc_adapters_lens.models.pair_info import PairInfo
 from tc_adapters_lens.training import runner
-from tc_adapters_lens.training.trainer import StopTraining
 
 CONFIG = """\
 base: toy:base

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tc_adapters_lens.errors import ConfigError, DataError
-from tc_adapters_lens.evaluation.bootstrap import Bootstrap, Estimate, Sums, estimate, finite, ratio
+from tc_adapters_lens.evaluation.bootstrap import Bootstrap, Sums, estimate, finite, ratio
+from tc_adapters_lens.evaluation.estimate import Estimate
 
 
 def test_weights_depend_on_seed_and_sequence_alone() -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from tc_adapters_lens.evaluation.estimate import Estimate
 from tc_adapters_lens.report.expectations import Comparison, Expectation, expectations
 from tc_adapters_lens.report.groups import ablations, sparsity_groups
-from tc_adapters_lens.report.numbers import Estimate, mean
+from tc_adapters_lens.report.numbers import mean
 from tests.report.builder import bare, estimate, evaluation, toy_config
 
 

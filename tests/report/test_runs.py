@@ -7,19 +7,9 @@ import json
 import pytest
 
 from tc_adapters_lens.errors import AdapterLensError, ConfigError, RunError
-from tc_adapters_lens.evaluation import record
-from tc_adapters_lens.report import evaluation_file
 from tc_adapters_lens.report.page import write_report
 from tc_adapters_lens.report.runs import read_runs
 from tests.report.builder import estimate, evaluation, write_run
-
-
-def test_it_reads_what_evaluate_writes():
-    assert (evaluation_file.EVALUATION, evaluation_file.FORMAT, evaluation_file.FORMAT_VERSION) == (
-        record.EVALUATION_FILE,
-        record.FORMAT,
-        record.FORMAT_VERSION,
-    )
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path):

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tc_adapters_lens.core.losses import kl_divergence
+from tc_adapters_lens.errors import StopTraining
 from tc_adapters_lens.models.adapter_set import AdapterSetInfo
 from tc_adapters_lens.models.dense_weights import DenseWeights, dense_names
 from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
@@ -23,7 +24,6 @@ from tc_adapters_lens.training.dense import JointDense
 from tc_adapters_lens.training.objective import ObjectiveTerms, weighted_sum
 from tc_adapters_lens.training.runner import AdapterTrainingRunner, newest_checkpoint, train
 from tc_adapters_lens.training.step import DenseLayer, training_step
-from tc_adapters_lens.training.trainer import StopTraining
 from tests.naive import NaiveDense
 from tests.tiny import D_MODEL, D_VOCAB, FAMILY_CONFIGS, N_LAYERS, save, tiny_pair, word_tokenizer
 

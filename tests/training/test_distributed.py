@@ -17,12 +17,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tc_adapters_lens.errors import StopTraining
 from tc_adapters_lens.models.adapter_set import AdapterSet
 from tc_adapters_lens.models.dense_weights import DenseWeights
 from tc_adapters_lens.models.pair import load_pair
 from tc_adapters_lens.training.config import TrainingConfig
 from tc_adapters_lens.training.runner import AdapterTrainingRunner, train
-from tc_adapters_lens.training.trainer import StopTraining
 from tests.tiny import D_VOCAB, save, tiny_pair, word_tokenizer
 
 ROOT = Path(__file__).parents[2]

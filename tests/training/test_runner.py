@@ -17,12 +17,11 @@ import torch
 import wandb
 from safetensors.torch import load_file
 
-from tc_adapters_lens.errors import AdapterSetError, ConfigError, DataError
+from tc_adapters_lens.errors import AdapterSetError, ConfigError, DataError, StopTraining
 from tc_adapters_lens.models.adapter_set import AdapterSet
 from tc_adapters_lens.models.pair import load_pair
 from tc_adapters_lens.training.config import TrainingConfig
 from tc_adapters_lens.training.runner import AdapterTrainingRunner, newest_checkpoint, train
-from tc_adapters_lens.training.trainer import StopTraining
 from tests.tiny import D_VOCAB, N_LAYERS, nudged, save, tiny_pair, word_tokenizer
 
 N_FEATURES = 16
