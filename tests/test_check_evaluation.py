@@ -179,7 +179,7 @@ def test_intervals_of_a_mean_are_those_of_the_normal_law():
     many = [(rng.integers(0, D_VOCAB, 9), np.arange(9) >= 1) for _ in range(64)]
     sets = {"replacement": per_layer(random_state())}
     few = layout(models=dict.fromkeys(("hybrid", "replacement")), partial_kl=None, account=None)
-    found, intervals = check.measure(base.double(), target.double(), sets, many, few)
+    found, intervals, _ = check.measure(base.double(), target.double(), sets, many, few)
     hybrid_model = assemble(base, target, ALL - MLP)
     each = [check.sequence_sums(target, {("parts", ALL - MLP): hybrid_model}, *one)[0] for one in many]
     means = np.array([sums[("parts", ALL - MLP), "kl"] / sums["n"] for sums in each])
@@ -221,8 +221,17 @@ def estimate(value: float) -> dict[str, float | None]:
     ],
 )
 def test_a_figure_that_is_other_missing_or_unknown_is_reported(theirs, n_failed, said, capsys):
-    assert check.compare(theirs, {"nmse": 0.5, "l0_per_layer.0": 2.0}, 1e-4) == n_failed
+    assert check.compare(theirs, {"nmse": 0.5, "l0_per_layer.0": 2.0}, 1e-4, {}) == n_failed
     assert said in capsys.readouterr().out
+
+
+def test_ties_are_counted_and_excuse_no_more_than_themselves(capsys):
+    log_p = np.log([[0.4, 0.4, 0.2], [0.5, 0.3, 0.2], [0.400001, 0.399999, 0.2]])
+    assert check.ties(log_p).tolist() == [True, False, True]
+    path, theirs = "models.base.top1_error", {"models": {"base": {"top1_error": estimate(0.51)}}}
+    assert check.compare(theirs, {path: 0.5}, 1e-4, {path: 0.009}) == 1
+    assert check.compare(theirs, {path: 0.5}, 1e-4, {path: 0.01}) == 0
+    assert "ties: up to 2.0e-02" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -32,24 +32,22 @@ class Step:
         return "-" if self.after <= self.before else "+"
 
 
+def chain(run: Run, swaps: Sequence[Mapping[str, Any]]) -> list[Step]:
+    """From the base's KL on: parts of the target swapped in one after another."""
+    base = run.estimate("base", "kl") if "base" in run.evaluation["models"] else _start(run.evaluation["account"])
+    found = [Step("base", 0.0, base.value, base, REFERENCES["base"].colour, True)]
+    before = base.value
+    for swap in swaps:
+        after, recovered = swap["kl"]["value"], Estimate.of(swap["recovered"])
+        found.append(Step(f"+ {swap['added']}", before, after, recovered, _FALLS if after <= before else _RISES))
+        before = after
+    return found
+
+
 def steps(run: Run) -> list[Step]:
     """From the base's KL down to 0: every part of the target in turn, MLPs last, as adapters recover and leave them."""
     account = run.evaluation["account"]
-    base = run.estimate("base", "kl") if "base" in run.evaluation["models"] else _start(account)
-    found = [Step("base", 0.0, base.value, base, REFERENCES["base"].colour, True)]
-    before = base.value
-    for step in account["mlps_last"][:-1]:
-        after = step["kl"]["value"]
-        found.append(
-            Step(
-                f"+ {step['added']}",
-                before,
-                after,
-                Estimate.of(step["recovered"]),
-                _FALLS if after <= before else _RISES,
-            )
-        )
-        before = after
+    found = chain(run, account["mlps_last"][:-1])
     hybrid = run.estimate("hybrid", "kl")
     recovered, left = (Estimate.of(account["adapters"][key]) for key in ("recovered", "left"))
     rises = recovered.value < 0
@@ -69,9 +67,17 @@ def account(runs: Runs) -> Section:
     text = (
         "Parts of the target are put into the base one after another, the MLPs last; each bar is the KL that a part "
         "takes away (blue) or adds (orange) in this order. The base with all parts but the MLPs is the hybrid, and its "
-        "KL is what adapters can recover. Below, each part alone, and the target without it."
+        "KL is what adapters can recover. How much a part recovers depends on what is there already: below, the same "
+        "in the order of a forward pass, each part alone, and the target without it."
     )
-    panels = [_waterfall(run, i) for i, run in enumerate(having)]
+    panels = [
+        _waterfall(
+            f"account-{i}", f"From the base to the target, with the adapters of {run.label}", steps(run), run.label
+        )
+        for i, run in enumerate(having)
+    ]
+    forward = chain(having[0], shared["cumulative"])
+    panels.append(_waterfall("account-forward", "The same, in the order of a forward pass", forward))
     alone = {part: Estimate.of(found["kl"]) for part, found in shared["alone"].items()}
     without = {part: Estimate.of(found["kl"]) for part, found in shared["without"].items()}
     recovered = {part: Estimate.of(found["recovered"]) for part, found in shared["alone"].items()}
@@ -90,8 +96,7 @@ def _start(found: Mapping[str, Any]) -> Estimate:
     return Estimate(first["kl"]["value"] + first["recovered"]["value"])
 
 
-def _waterfall(run: Run, i: int) -> Panel:
-    found = steps(run)
+def _waterfall(id_: str, caption: str, found: Sequence[Step], choice: str = "") -> Panel:
     names = [label(step.name) for step in found]
     words = [
         number(step.estimate.value) if step.total else f"{step.sign}{number(abs(step.estimate.value))}"
@@ -130,7 +135,6 @@ def _waterfall(run: Run, i: int) -> Panel:
         }
         for at in range(len(found) - 1)
     ]
-    caption = f"From the base to the target, with the adapters of {run.label}"
     told = ", ".join(f"{name} {word}" for name, word in zip(names, words, strict=True))
     made = figure(
         data,
@@ -140,7 +144,7 @@ def _waterfall(run: Run, i: int) -> Panel:
         shapes=joins,
     )
     made["layout"]["margin"]["t"] = 24
-    return Panel(f"account-{i}", caption, f"{caption}: {told}.", made, run.label, wide=True)
+    return Panel(id_, caption, f"{caption}: {told}.", made, choice, wide=True)
 
 
 def _bars(
