@@ -75,16 +75,15 @@ def _range(ends: tuple[float, float], logarithmic: bool) -> list[float]:
 
 
 def _sides(heights: list[float], drawn: list[float], logarithmic: bool) -> list[str]:
-    """At which end each line has its name: left, or right where the line above has its name too near."""
+    """On which side each line has its name: above, or below where what is above comes too near."""
     floor = min(drawn)
     places = [log10(height) if logarithmic and floor > 0 else height for height in heights]
     room = (log10(max(drawn) / floor) if logarithmic and floor > 0 else max(drawn)) * _ROOM
-    sides, last = ["left"] * len(heights), float("inf")
+    sides, last = ["above"] * len(heights), float("inf")
     for at in sorted(range(len(heights)), key=lambda at: -places[at]):
         if last - places[at] < room:
-            sides[at] = "right"
-        else:
-            last = places[at]
+            sides[at] = "below"
+        last = places[at] - (room if sides[at] == "below" else 0)
     return sides
 
 
@@ -94,8 +93,8 @@ def _line(
     named = {
         "mode": "lines+markers+text",
         "marker": {"size": 6, "opacity": 0},  # lifts the text off the line
-        "text": [label(row.label), ""] if side == "left" else ["", label(row.label)],
-        "textposition": "top right" if side == "left" else "top left",
+        "text": [label(row.label), ""],
+        "textposition": "top right" if side == "above" else "bottom right",
         "textfont": {"color": row.style.colour, "size": 11},
     }
     line = level(row.label, row.style, estimate, x, write, **named)

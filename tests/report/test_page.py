@@ -235,13 +235,13 @@ def test_firing_frequencies_leave_out_bins_that_no_run_has(tmp_path):
     assert page.figures["frequency-0"]["layout"]["xaxis"]["ticktext"][:2] == ["never", "0.01%"]
 
 
-def test_names_of_close_lines_stand_at_both_ends(tmp_path):
+def test_names_of_close_lines_stand_on_both_sides(tmp_path):
     found = evaluation()
     found["models"]["reverse"]["kl"] = estimate(HYBRID_KL * 1.1)
     page, _ = page_of([write_run(tmp_path / "run", found)], tmp_path / "report.html")
     places = {trace["name"]: trace["textposition"] for trace in page.figures["tradeoff-kl"]["data"] if "text" in trace}
     assert places["base with the target's MLPs"] == "top right"
-    assert places["hybrid"] == "top left"
+    assert places["hybrid"] == "bottom right"
 
 
 def test_names_from_files_are_inert(tmp_path):
