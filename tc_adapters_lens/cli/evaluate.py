@@ -89,7 +89,7 @@ def add_arguments(parser: Parser) -> None:
         "--allow-other-pair", action="store_true", help="measure adapters that were trained on another pair"
     )
     parser.add_argument("--allow-tokenizer-mismatch", action="store_true", help="accept tokenizers that disagree")
-    options.add_placement(parser)
+    options.add_placement(parser, of_run=True)
     options.add_json(parser)
 
 
@@ -103,11 +103,11 @@ def run(args: Namespace) -> dict[str, Any]:
     from tc_adapters_lens.report.faithfulness import faithfulness_table
     from tc_adapters_lens.training.config import DataConfig
 
-    place = {"dtype": options.torch_dtype(args.dtype), "device": options.torch_device(args.device)}
     run_directory = None if args.run is None else Path(args.run)
-    given = {name: args[name] for name in ("base", "target", "base_revision", "target_revision", "adapters")}
+    _take_from_run(args, run_directory)
+    place = {"dtype": options.torch_dtype(args.dtype), "device": options.torch_device(args.device)}
     settings = Settings(
-        **_of_run(run_directory, given),
+        **{name: args[name] for name in ("base", "target", "base_revision", "target_revision", "adapters")},
         data=DataConfig(
             path=args.tokens,
             loss_on=args.positions,
@@ -179,18 +179,27 @@ def _sample(args: Namespace, settings: Settings) -> None:
     )
 
 
-def _of_run(directory: Path | None, given: dict[str, Any]) -> dict[str, Any]:
-    """Pair and adapters as given, the rest as the run's configuration says."""
-    if directory is None:
-        return given
-    from tc_adapters_lens.training.config import TrainingConfig
-    from tc_adapters_lens.training.runner import ADAPTERS, CONFIG_FILE
+def _take_from_run(args: Namespace, directory: Path | None) -> None:
+    """What is not given is as the run's configuration says."""
+    if directory is not None:
+        from tc_adapters_lens.models.adapter_set import is_adapter_set
+        from tc_adapters_lens.training.config import TrainingConfig
+        from tc_adapters_lens.training.runner import ADAPTERS, CONFIG_FILE
 
-    path = directory / CONFIG_FILE
-    if not path.is_file():
-        raise ConfigError(
-            f"--run must be the directory of a training run. Got {directory}, which has no {CONFIG_FILE}."
-        )
-    config = TrainingConfig.from_yaml(path.read_text(encoding="utf-8"))
-    of_run = {**dataclasses.asdict(config), "adapters": str(directory / ADAPTERS)}
-    return {name: of_run[name] if value is None else value for name, value in given.items()}
+        path = directory / CONFIG_FILE
+        if not path.is_file():
+            raise ConfigError(
+                f"--run must be the directory of a training run. Got {directory}, which has no {CONFIG_FILE}."
+            )
+        config = TrainingConfig.from_yaml(path.read_text(encoding="utf-8"))
+        if args.adapters is None and not is_adapter_set(directory / ADAPTERS):
+            why = (
+                "it is not finished; start it again" if config.trained == "adapters" else f"it trained {config.trained}"
+            )
+            raise ConfigError(f"--run must have trained adapters. Got {directory}: {why}.")
+        of_run = {**dataclasses.asdict(config), "adapters": str(directory / ADAPTERS)}
+        of_run["chat_template"] = config.data.chat_template
+        for name in ("base", "target", "base_revision", "target_revision", "adapters", "dtype", "chat_template"):
+            args[name] = of_run[name] if args[name] is None else args[name]
+        args.allow_tokenizer_mismatch = args.allow_tokenizer_mismatch or config.allow_tokenizer_mismatch
+    args.dtype = args.dtype or "float32"

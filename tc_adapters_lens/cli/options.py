@@ -32,9 +32,18 @@ def add_pair(parser: Parser, *, required: bool = True) -> None:
         )
 
 
-def add_placement(parser: Parser) -> None:
-    """--dtype and --device."""
-    parser.add_argument("--dtype", type=DTYPES, default="float32", help="number type of the weights")
+def add_placement(parser: Parser, *, of_run: bool = False) -> None:
+    """--dtype and --device.
+
+    Args:
+        of_run: --dtype is None where it is not given, so that a run's own can be taken.
+    """
+    if of_run:
+        parser.add_argument(
+            "--dtype", type=DTYPES | None, help="number type of the weights; by default the run's, else float32"
+        )
+    else:
+        parser.add_argument("--dtype", type=DTYPES, default="float32", help="number type of the weights")
     parser.add_argument(
         "--device",
         type=str | None,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tc_adapters_lens.cli import evaluation
 from tc_adapters_lens.cli.baselines import parse_baselines, parse_lrs
 from tc_adapters_lens.cli.main import main
 from tc_adapters_lens.errors import ConfigError
@@ -102,6 +103,30 @@ def test_a_report_reads_it(evaluated, tmp_path) -> None:
     rows = {(row["model"], row["run"]): row for row in written["models"]}
     assert rows["replacement", "run"]["kl"] == found["models"]["replacement"]["kl"]
     assert rows["skyline", None]["kl"] == found["models"]["skyline"]["kl"]
+
+
+def test_what_is_not_given_is_the_runs(evaluated, tmp_path, capsys, monkeypatch) -> None:
+    run, _, text = evaluated
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("baselines"))
+    path = tmp_path / "run" / "config.yaml"
+    path.write_text(path.read_text().replace("dtype: float32", "dtype: bfloat16"))
+    asked = []
+    load = evaluation.load_pair
+    monkeypatch.setattr(evaluation, "load_pair", lambda *a, **o: asked.append(o["dtype"]) or load(*a, **o))
+    argv = ["evaluate", "--run", str(tmp_path / "run"), "--tokens", text, "--device", "cpu", "--no-partial"]
+    assert main(argv) == 0
+    assert main([*argv, "--dtype", "float32"]) == 0
+    assert asked == [torch.bfloat16, torch.float32]
+
+
+@pytest.mark.parametrize(("trained", "says"), [("adapters", "it is not finished"), ("mlps", "it trained mlps")])
+def test_a_run_without_adapters(trained, says, evaluated, tmp_path, capsys) -> None:
+    run, _, text = evaluated
+    (tmp_path / "config.yaml").write_text(
+        (run / "config.yaml").read_text().replace("trained: adapters", f"trained: {trained}")
+    )
+    assert main(["evaluate", "--run", str(tmp_path), "--tokens", text]) == 2
+    assert says in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_adapters_without_a_recipe(evaluated, tmp_path, capsys) -> None:
