@@ -42,6 +42,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: Namespace) -> dict[str, Any]:
+    from tc_adapters_lens.report.expectations import OUTCOMES
     from tc_adapters_lens.report.page import default_out, write_report
 
     if args.reproduce is None:
@@ -55,10 +56,10 @@ def run(args: Namespace) -> dict[str, Any]:
         runs = reproduce_toy(out.parent)
     result = write_report(runs, out, title)
     outcomes = [expectation["outcome"] for expectation in result["expectations"]]
-    counts = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in ("held", "failed", "not measured"))
+    counts = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in OUTCOMES)
     print(f"{len(runs)} run{'' if len(runs) == 1 else 's'} on {result['n_tokens']:,} tokens; expectations: {counts}")
     for expectation in result["expectations"]:
-        if expectation["outcome"] == "failed":
-            print(f"  failed: {expectation['statement']}")
+        if expectation["outcome"] in ("failed", "undecided"):
+            print(f"  {expectation['outcome']}: {expectation['statement']}")
     print(f"report written to {out}")
     return result

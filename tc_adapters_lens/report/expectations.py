@@ -1,8 +1,8 @@
 """What the method leads one to expect of an evaluation, and whether it was found.
 
 Pure functions on evaluations, by label. Every expectation is a set of comparisons "this figure is larger than that
-one"; it failed if a single one does not hold. Point values are compared; where both have intervals, it is also said
-whether these overlap.
+one" of point values, and did not hold if a single one does not. It failed if in one of those even the intervals are
+apart, or there are none; where they all overlap, the tokens cannot tell, and it is undecided.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from tc_adapters_lens.evaluation.estimate import Estimate
 from tc_adapters_lens.report.groups import Ablation, Group, ablations, sparsity_groups
@@ -21,7 +21,8 @@ _CURVES = (("first", "first {k} layers"), ("last", "last {k} layers"), ("single"
 
 _FEWEST_SHOWN, _MOST_SHOWN = 2, 8
 
-Outcome = Literal["held", "failed", "not measured"]
+Outcome = Literal["held", "undecided", "failed", "not measured"]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 Intervals = Literal["intervals apart", "intervals overlap", "no intervals"]
 
 
@@ -90,7 +91,7 @@ class Expectation:
 
     @property
     def failed(self) -> tuple[Comparison, ...]:
-        """The comparisons that do not hold."""
+        """The comparisons of which the point values do not hold."""
         return tuple(comparison for comparison in self.comparisons if not comparison.held)
 
     @property
@@ -98,7 +99,9 @@ class Expectation:
         """Held only if every comparison holds."""
         if not self.comparisons:
             return "not measured"
-        return "failed" if self.failed else "held"
+        if not self.failed:
+            return "held"
+        return "undecided" if all(one.intervals == "intervals overlap" for one in self.failed) else "failed"
 
     @property
     def intervals(self) -> Intervals | None:

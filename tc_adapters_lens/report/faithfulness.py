@@ -82,8 +82,8 @@ def plot_faithfulness(results: Mapping[str, Faithfulness], path: str | Path, tit
                 f"{name}\n{measured:.2g} {unit}", (l0, measured), textcoords="offset points", xytext=(8, 6), fontsize=8
             )
         for name, found in beside.items():
-            label = f"{name}: {value(found):.3g} {unit}"
-            axis.axhline(value(found), color=_COLOURS[name], linestyle="--", label=label)
+            named = f"{name}: {value(found):.3g} {unit}"
+            axis.axhline(value(found), color=_COLOURS[name], linestyle="--", label=named)
         axis.set_xscale("log")
         axis.set_xlim(min(l0s) / 2, max(l0s) * 3)
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

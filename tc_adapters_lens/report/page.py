@@ -13,7 +13,7 @@ from tc_adapters_lens import __version__
 from tc_adapters_lens.errors import ConfigError
 from tc_adapters_lens.evaluation.estimate import Estimate
 from tc_adapters_lens.models.atomic import atomic_file, write_json
-from tc_adapters_lens.report.expectations import Expectation, expectations
+from tc_adapters_lens.report.expectations import OUTCOMES, Expectation, expectations
 from tc_adapters_lens.report.numbers import number, percent
 from tc_adapters_lens.report.plots import Section
 from tc_adapters_lens.report.plots_account import account
@@ -117,7 +117,7 @@ def _render(runs: Runs, title: str, rows: Sequence[Row], expected: Sequence[Expe
         rows=rows,
         sections=sections,
         expectations=expected,
-        outcomes={outcome: outcomes.count(outcome) for outcome in ("held", "failed", "not measured")},
+        outcomes={outcome: outcomes.count(outcome) for outcome in OUTCOMES},
         runs=runs.ordered,
         styles=run_styles(runs.groups),
         differences=differences(runs),

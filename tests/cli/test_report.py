@@ -19,7 +19,7 @@ def test_page_and_json_in_the_first_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["report", "runs/toy"]) == 0
     printed = capsys.readouterr().out
-    assert "1 run on 24,312 tokens; expectations: 8 held, 1 failed, 1 not measured" in printed
+    assert "1 run on 24,312 tokens; expectations: 8 held, 0 undecided, 1 failed, 1 not measured" in printed
     assert "failed: The base is further from the target than the hybrid" in printed
     assert "report written to runs/toy/report.html" in printed
     result = json.loads((tmp_path / "runs/toy/report.json").read_text(encoding="utf-8"))
