@@ -119,9 +119,10 @@ def measure_faithfulness(
     """
     others: dict[str, Variant] = {"hybrid": partial(model.mode, "base"), **(variants or {}), **(account_variants or {})}
     sums = Sums(bootstrap or Bootstrap(), model.cfg.device or "cpu")
+    norms = [adapter.W_dec.detach().double().norm(dim=-1) for adapter in adapters.values()]
     for tokens, mask in (progress or Progress()).over(batches, sums):
         tokens, mask = tokens.to(model.cfg.device), mask.to(model.cfg.device)
-        _add_batch(sums, model, adapters, others, tokens, mask)
+        _add_batch(sums, model, adapters, norms, others, tokens, mask)
 
     sums.bootstrap.require(sums.n_sequences)
     if n_positions(sums, "target")[0] == 0:
@@ -134,12 +135,12 @@ def _add_batch(
     sums: Sums,
     model: HookedDiffTransformer,
     adapters: AdapterSet,
+    norms: list[Tensor],
     others: Mapping[str, Variant],
     tokens: Int[Tensor, "batch pos"],
     mask: Bool[Tensor, "batch pos"],
 ) -> None:
     positions = Positions(tokens, mask)
-    norms = [adapter.W_dec.detach().double().norm(dim=-1) for adapter in adapters.values()]
     counts: list[Tensor] = []
     l1: list[Tensor] = []
 
@@ -150,10 +151,14 @@ def _add_batch(
     hooks: list[Any] = [(f"{hook_delta(layer)}.hook_sae_acts_post", count) for layer in adapters]
     with model.mode("target"):
         target = model.run_layers(model.embed_tokens(tokens))
+    errors: list[Tensor] = []
     with model.adapters(adapters), model.hooks(fwd_hooks=hooks):
-        ours = model.run_layers(model.embed_tokens(tokens))
+        ours = model.embed_tokens(tokens)
+        for layer, h in enumerate(target):
+            (ours,) = model.run_layers(ours, layer, layer + 1)
+            errors.append(_squares(ours.double() - h.double(), mask))
     found = {
-        "error": torch.stack([_squares(r.double() - h.double(), mask) for r, h in zip(ours, target, strict=True)], 1),
+        "error": torch.stack(errors, 1),
         "energy": torch.stack([_squares(h, mask) for h in target], 1),
         "active": torch.stack(counts, 1).sum(-1).double(),
         "l1": torch.stack(l1, 1).sum(1),
@@ -161,7 +166,7 @@ def _add_batch(
     }
 
     def predictions() -> Iterator[Prediction]:
-        yield Prediction("replacement", ours[-1], model.unembedding())
+        yield Prediction("replacement", ours, model.unembedding())
         for name, variant in others.items():
             yield predict(name, model, variant, tokens)
 

@@ -96,15 +96,15 @@ def _replaced(
 
     def rest_of_target(resid: Tensor, start: int) -> Tensor:
         with model.mode("target"):
-            return model.run_layers(resid, start)[-1] if start < n_layers else resid
+            return model.last_resid(resid, start)
 
     def predictions() -> Iterator[Prediction]:
         for k in range(1, n_layers + 1):
             yield final(f"first {k}", rest_of_target(ours[k], k))
         for k in range(1, n_layers):
             with model.adapters(adapters):
-                replaced = model.run_layers(target[n_layers - k], n_layers - k)
-            yield final(f"last {k}", replaced[-1])
+                replaced = model.last_resid(target[n_layers - k], n_layers - k)
+            yield final(f"last {k}", replaced)
         for layer in range(1, n_layers - 1):
             with model.adapters(adapters):
                 (replaced,) = model.run_layers(target[layer], layer, layer + 1)

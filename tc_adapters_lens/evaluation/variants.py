@@ -59,5 +59,4 @@ def shuffled_order(n_layers: int, seed: int) -> list[int]:
 def predict(name: str, model: HookedDiffTransformer, variant: Variant, tokens: Int[Tensor, "batch pos"]) -> Prediction:
     """What the pair predicts in a variant's state."""
     with torch.no_grad(), variant():
-        resid = model.embed_tokens(tokens)
-        return Prediction(name, model.run_layers(resid)[-1], model.unembedding())
+        return Prediction(name, model.last_resid(model.embed_tokens(tokens)), model.unembedding())

@@ -167,6 +167,14 @@ class HookedDiffTransformer(HookedSAETransformer):
             residuals.append(resid)
         return residuals
 
+    def last_resid(
+        self, resid: Float[torch.Tensor, "batch pos d_model"], start: int = 0
+    ) -> Float[torch.Tensor, "batch pos d_model"]:
+        """The residual stream after the last layer, from that before layer `start`; no other is held on the way."""
+        for block in self.blocks[start:]:  # type: ignore[union-attr]
+            resid = block(resid)
+        return resid
+
     def unembed_resid(self, resid: Float[torch.Tensor, "*pos d_model"]) -> Float[torch.Tensor, "*pos d_vocab"]:
         """Logits of a final residual stream: final norm, unembedding, soft cap where there is one."""
         return self.unembedding()(resid)
