@@ -20,7 +20,7 @@ SUMMARY = "measure how faithful trained adapters are to the target, with interva
 EXAMPLE = f"""\
 examples:
   tc-adapters evaluate --run runs/toy --tokens toy --baselines all --account
-  tc-adapters evaluate --run runs/r1-distill-qwen-7b --dtype bfloat16 --tokens sampled.jsonl \\
+  tc-adapters evaluate --run runs/r1-distill-qwen-7b --tokens sampled.jsonl \\
       --sample 700 --prompts open-thoughts/OpenThoughts3-1.2M --partial-sequences 50
   tc-adapters evaluate --base Qwen/Qwen2.5-Math-1.5B --target deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B \\
       --adapters runs/r1-distill-qwen-1.5b/adapters --tokens responses.jsonl --json faithfulness.json
