@@ -1,6 +1,6 @@
 """The losses of transcoder adapters, masked and exact.
 
-    output and bridging KL    chunked_kl (training), kl_divergence (small vocabularies, evaluation)
+    output and bridging KL    chunked_kl; kl_divergence is its plain form, position by position
     NMSE                      squared_error / squared_norm
     sparsity                  weighted_l1
 
@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["chunked_kl", "kl_divergence", "squared_error", "squared_norm", "weighted_l1"]
+__all__ = ["chunked_kl", "kl_divergence", "log_softmax", "squared_error", "squared_norm", "weighted_l1"]
 
 
 def kl_divergence(
@@ -34,8 +34,8 @@ def kl_divergence(
     Returns:
         Unreduced, float32 at least; 0 where the two distributions are equal.
     """
-    log_p = _log_softmax(target_logits.detach())
-    return (log_p.exp() * (log_p - _log_softmax(logits))).sum(-1)
+    log_p = log_softmax(target_logits.detach())
+    return (log_p.exp() * (log_p - log_softmax(logits))).sum(-1)
 
 
 def squared_norm(
@@ -136,12 +136,12 @@ class _ChunkedKL(torch.autograd.Function):
         total = torch.zeros((), dtype=_reduction_dtype(target_resid), device=target_resid.device)
         grad = torch.zeros_like(resid, memory_format=torch.contiguous_format) if wants_grad else None
         for chunk in positions.split(chunk_size):
-            log_p = _log_softmax(unembed(_take(target_resid, chunk)))
+            log_p = log_softmax(unembed(_take(target_resid, chunk)))
             p = log_p.exp()
             stream = _take(resid, chunk)
             with torch.set_grad_enabled(wants_grad):
                 logits = unembed(stream.requires_grad_(wants_grad))
-            log_q = _log_softmax(logits.detach())
+            log_q = log_softmax(logits.detach())
             total += log_p.sub_(log_q).mul_(p).sum()
             if grad is not None:
                 # dKL(p || q) / dlogits = q - p
@@ -163,7 +163,8 @@ def _take(resid: Tensor, positions: Tensor) -> Tensor:
     return resid.detach().flatten(0, 1)[positions].unsqueeze(0)
 
 
-def _log_softmax(logits: Tensor) -> Tensor:
+def log_softmax(logits: Float[Tensor, "*pos d_vocab"]) -> Float[Tensor, "*pos d_vocab"]:
+    """Log-probabilities, float32 at least."""
     return torch.log_softmax(logits, dim=-1, dtype=_reduction_dtype(logits))
 
 

@@ -1,4 +1,4 @@
-"""What is counted while training and evaluating: agreement of predictions, active features, dead features.
+"""What is counted while training and evaluating: active features and dead ones.
 
 Feature activations are never copied in float: 28 layers of 8,192 features at 7,500 tokens would be 7 GB.
 """
@@ -9,16 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["feature_counts", "is_dead", "top1_error", "update_tokens_since_fired"]
+__all__ = ["feature_counts", "is_dead", "update_tokens_since_fired"]
 
 _COUNT_CHUNK = 2**22  # activations compared at a time; their int64 sum takes 8 bytes each
-
-
-def top1_error(
-    target_logits: Float[Tensor, "batch pos d_vocab"], logits: Float[Tensor, "batch pos d_vocab"]
-) -> Bool[Tensor, "batch pos"]:
-    """True where the two models' most probable next tokens differ."""
-    return target_logits.argmax(-1) != logits.argmax(-1)
 
 
 def feature_counts(

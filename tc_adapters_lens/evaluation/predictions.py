@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tc_adapters_lens.core.losses import log_softmax
 from tc_adapters_lens.evaluation.bootstrap import Sums, estimate, finite, ratio
 from tc_adapters_lens.evaluation.estimate import Estimate
 from tc_adapters_lens.models.diff_transformer import Unembedding
@@ -114,7 +115,7 @@ def compare_predictions(
         parts: dict[str, list[Tensor]] = {}
         for rows in torch.arange(len(positions.flat), device=positions.flat.device).split(_CHUNK_POSITIONS):
             logits = target.unembedding(target.resid.flatten(0, 1)[positions.flat[rows]][None])[0]
-            log_p = _log_softmax(logits)
+            log_p = log_softmax(logits)
             p, next_token = log_p.exp(), positions.next_token[rows]
             top, choice = p.max(-1)
             sure = (top > SURE).double()
@@ -123,7 +124,7 @@ def compare_predictions(
                 own = [torch.ones_like(entropy), sure, *_cross_entropy(log_p, next_token), entropy]
                 parts.setdefault(target.name, []).append(torch.stack(own, -1))
             for other in group:
-                log_q = _log_softmax(other.unembedding(other.resid[rows][None])[0])
+                log_q = log_softmax(other.unembedding(other.resid[rows][None])[0])
                 kl = (p * (log_p - log_q)).sum(-1).double()
                 error = (log_q.argmax(-1) != choice).double()
                 found = [kl, error, kl * sure, error * sure, _cross_entropy(log_q, next_token)[0]]
@@ -197,7 +198,3 @@ def _cross_entropy(log_probs: Tensor, next_token: Tensor) -> tuple[Tensor, Tenso
     there = next_token >= 0
     nats = -log_probs.gather(-1, next_token.clamp(min=0).unsqueeze(-1)).squeeze(-1)
     return nats.double().masked_fill(~there, 0), there.double()
-
-
-def _log_softmax(logits: Tensor) -> Tensor:
-    return torch.log_softmax(logits, dim=-1, dtype=torch.float64 if logits.dtype == torch.float64 else torch.float32)

@@ -7,18 +7,11 @@ from tc_adapters_lens.core import statistics
 from tc_adapters_lens.core.statistics import (
     feature_counts,
     is_dead,
-    top1_error,
     update_tokens_since_fired,
 )
 
 ACTS = torch.tensor([[[1.0, 0.0], [2.0, 3.0]], [[0.5, 0.0], [9.0, 9.0]]])  # fires 1, 2, 1, 2 features
 MASK = torch.tensor([[True, True], [True, False]])
-
-
-def test_top1_error():
-    target = torch.tensor([[[0.0, 1.0], [1.0, 0.0]]])  # predicts 1, 0
-    other = torch.tensor([[[0.4, 0.6], [0.0, 0.1]]])  # predicts 1, 1
-    assert top1_error(target, other).tolist() == [[False, True]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
