@@ -17,6 +17,7 @@ intervals come from drawing sequences again, shifted so that the draws' mean is 
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import itertools
 import json
@@ -40,7 +41,7 @@ REPLICATES, SEED = 2_000, 20_260_101
 INTERVAL_TOLERANCE = 0.15  # of ours: widths of two such bootstraps are 4% apart (one sigma), of 10 sequences more
 WITH_INTERVALS = re.compile(r"(.*\.)?(kl|top1_error|cross_entropy|(nmse|l0)(_per_layer\.\d+)?)|(.*\.)?partial_kl\..*")
 NOT_CHECKED = {  # figures that may be known here or not -> why
-    r"models\.(skyline|norm_refit)\..*|skyline_sweep\..*": "made from weights of another training run",
+    r"models\.(skyline|norm_refit)\..*|skyline_sweep\..*": "there are no weights in RUN/baselines",
     r"(models\.)?no_bridging\..*": "there are no adapters in RUN/baselines/no_bridging",
 }
 
@@ -50,6 +51,13 @@ ORDERS = {"cumulative": PARTS, "mlps_last": ("embedding", "attention", "norms", 
 UNIT = re.compile(r"\w+\.layers\.\d+\.\w+|\w+\.(?!layers$)\w+|lm_head|embed_out")  # modules that are exchanged whole
 WORDS = {"norm": "norms", "lm_head": "unembedding", "embed_out": "unembedding", "mlp": "MLP", "attn": "attention"}
 WORDS |= {"attention": "attention", "rotary": "attention", "emb": "embedding"}  # the first found in its name decides
+
+GATED = {"W_gate": "gate_proj.weight", "W_in": "up_proj.weight", "W_out": "down_proj.weight"}  # dense weights' names
+PLAIN = {"W_in": "dense_h_to_4h.weight", "W_out": "dense_4h_to_h.weight"}  # in an MLP without a gate, and its biases
+PLAIN |= {"b_in": "dense_h_to_4h.bias", "b_out": "dense_4h_to_h.bias"}
+NORMS = {"ln1": "input_layernorm", "ln2": "post_attention_layernorm"}
+NORMS_BOTH_SIDES = {"ln1": "input_layernorm", "ln1_post": "post_attention_layernorm"}  # before and after (Gemma 2)
+NORMS_BOTH_SIDES |= {"ln2": "pre_feedforward_layernorm", "ln2_post": "post_feedforward_layernorm"}
 
 Sequence = tuple[np.ndarray, np.ndarray]  # token ids, and whether each counts
 Adapter = dict[str, Tensor]  # W_enc [d, F], b_enc [F], W_dec [F, d], b_dec [d] of one layer
@@ -113,6 +121,25 @@ def assemble(base: Any, target: Any, from_target: Collection[str], mlps: Mapping
     return model.eval()
 
 
+def dense(base: Any, target: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The hybrid with trained weights of all layers, named blocks.LAYER.mlp.base.W_in, blocks.LAYER.ln1.w, ..."""
+    model = copy.deepcopy(assemble(base, target, ALL - MLP))
+    gemma = float("gemma" in model.config.model_type)  # whose norms multiply by 1 + weight
+    for name, tensor in tensors.items():
+        layer, *where, last = name.removeprefix("blocks.").split(".")
+        block = model.base_model.layers[int(layer)]
+        if where == ["mlp", "base"]:
+            param = block.mlp.get_parameter((GATED if hasattr(block.mlp, "gate_proj") else PLAIN)[last])
+            tensor = tensor.T if tensor.ndim == 2 else tensor
+        else:
+            names = NORMS_BOTH_SIDES if hasattr(block, "pre_feedforward_layernorm") else NORMS
+            inside = f"self_attn.{where[1]}" if where[0] == "attn" else names[where[0]]
+            param = block.get_parameter(f"{inside}.{'weight' if last == 'w' else 'bias'}")
+            tensor = tensor - gemma
+        param.data.copy_(tensor)
+    return model
+
+
 def partial_layers(n_layers: int) -> dict[str, list[frozenset[int]]]:
     """Which layers are replaced at each point of the three curves of partial replacement."""
     first = [frozenset(range(k)) for k in range(n_layers + 1)]
@@ -120,11 +147,13 @@ def partial_layers(n_layers: int) -> dict[str, list[frozenset[int]]]:
     return {"first": first, "last": last, "single": [frozenset({layer}) for layer in range(n_layers)]}
 
 
-def models_needed(base: Any, target: Any, sets: Mapping[str, list[Adapter]], theirs: Mapping[str, Any]) -> dict:
+def models_needed(
+    base: Any, target: Any, sets: Mapping[str, list[Adapter]], weights: Mapping[Any, Any], theirs: Mapping[str, Any]
+) -> dict:
     """Every model the evaluation speaks of.
 
-    Keys are ("parts", those of the target, the others being the base's) and (name of adapters, layers replaced in the
-    target), where "shuffled" are the "replacement" ones moved to other layers.
+    Keys are ("parts", those of the target, the others being the base's), (name of adapters, layers replaced in the
+    target), where "shuffled" are the "replacement" ones moved to other layers, and ("dense", key of the weights).
     """
     mlps = [layer.mlp for layer in base.base_model.layers]
     everywhere = frozenset(range(len(mlps)))
@@ -139,6 +168,7 @@ def models_needed(base: Any, target: Any, sets: Mapping[str, list[Adapter]], the
         return assemble(base, target, ALL, {layer: Replaced(mlps[layer], own) for layer, own in adapters.items()})
 
     models: dict[Any, Any] = {("parts", some): assemble(base, target, some) for some in parts}
+    models |= {("dense", key): dense(base, target, tensors) for key, tensors in weights.items()}
     for name, adapters in sets.items():
         models |= {(name, some): replacement({layer: adapters[layer] for layer in some}) for some in replaced}
     if "shuffled" in theirs["models"]:
@@ -208,10 +238,15 @@ def sequence_sums(
     return {key: float(value) for key, value in sums.items()}, fired
 
 
-def model_keys(n_layers: int) -> dict[str, Any]:
-    """Name of a model in the evaluation -> its key in the sums."""
-    keys: dict[str, Any] = {"base": ("parts", NONE), "reverse": ("parts", MLP), "hybrid": ("parts", ALL - MLP)}
-    return keys | {name: (name, frozenset(range(n_layers))) for name in ("replacement", "shuffled", "no_bridging")}
+def model_keys(theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """Name of a model in the evaluation -> its key in the sums. The skyline is the learning rate of least KL."""
+    sweep = theirs.get("skyline_sweep") or [{"lr": None, "kl": {"value": 0.0}}]
+    best = min(sweep, key=lambda swept: swept["kl"]["value"])["lr"]
+    keys: dict[str, Any] = {"norm_refit": ("dense", "norm_refit"), "skyline": ("dense", best)}
+    keys |= {"base": ("parts", NONE), "reverse": ("parts", MLP), "hybrid": ("parts", ALL - MLP)}
+    return keys | {
+        name: (name, frozenset(range(theirs["n_layers"]))) for name in ("replacement", "shuffled", "no_bridging")
+    }
 
 
 def figures(total: Mapping[Any, Any], partial: Mapping[Any, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
@@ -220,7 +255,7 @@ def figures(total: Mapping[Any, Any], partial: Mapping[Any, Any], theirs: Mappin
     total: sums over all sequences; each may be an array, one value per replicate. partial: the same over those
     sequences on which the curves of partial replacement were measured.
     """
-    n, every, keys = total["n"], range(theirs["n_layers"]), model_keys(theirs["n_layers"])
+    n, every, keys = total["n"], range(theirs["n_layers"]), model_keys(theirs)
 
     def mean(name: str, figure: str, where: str = "") -> Any:
         return total[keys[name], figure + where] / total["n" + where]
@@ -260,6 +295,9 @@ def figures(total: Mapping[Any, Any], partial: Mapping[Any, Any], theirs: Mappin
     measured = [name for name in names if (keys.get(name), "kl") in total]
     found: dict[str, Any] = {"target": target, "models": {name: agreement(name) for name in measured}}
     found |= internal("replacement") | {"l1": mean("replacement", "l1")}
+    swept = [("dense", one["lr"]) for one in theirs["skyline_sweep"]]
+    if swept and all((key, "kl") in total for key in swept):
+        found["skyline_sweep"] = [{"kl": total[k, "kl"] / n, "top1_error": total[k, "wrong"] / n} for k in swept]
     if "no_bridging" in measured:
         found["no_bridging"] = internal("no_bridging")
     if theirs["account"]:
@@ -291,10 +329,15 @@ def flat(values: Any, path: str = "") -> dict[str, Any]:
 
 
 def measure(
-    base: Any, target: Any, sets: Mapping[str, list[Adapter]], sequences: list[Sequence], theirs: Mapping[str, Any]
+    base: Any,
+    target: Any,
+    sets: Mapping[str, list[Adapter]],
+    weights: Mapping[Any, Mapping[str, Tensor]],
+    sequences: list[Sequence],
+    theirs: Mapping[str, Any],
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]], dict[str, float]]:
     """Our figures by path, the 95% intervals (low, high) that are compared, and by how much ties may move a figure."""
-    models = models_needed(base, target, sets, theirs)
+    models = models_needed(base, target, sets, weights, theirs)
     sums, fired = zip(*(sequence_sums(target, models, *sequence) for sequence in sequences), strict=True)
     columns = {key: np.array([of_one[key] for of_one in sums]) for key in sums[0]}
     n, n_partial = len(sequences), theirs["partial_sequences"] if theirs["partial_kl"] else 0
@@ -319,10 +362,11 @@ def measure(
         values |= flat(found) if name == "replacement" else {f"{name}.dead": found["dead"]}
     moves = {}
     for path in values:
-        if match := re.fullmatch(r"models\.(\w+?)(?:\.(sure|unsure))?\.top1_error", path):
-            where = f" {match[2]}" if match[2] else ""
-            tied = columns[model_keys(theirs["n_layers"])[match[1]], "tied" + where].sum()
-            moves[path] = float(tied / max(columns["n" + where].sum(), 1))
+        if match := re.fullmatch(r"(models|skyline_sweep)\.(\w+?)(?:\.(sure|unsure))?\.top1_error", path):
+            which, name, where = match[1], match[2], f" {match[3]}" if match[3] else ""
+            swept = which == "skyline_sweep"
+            key = ("dense", theirs[which][int(name)]["lr"]) if swept else model_keys(theirs)[name]
+            moves[path] = float(columns[key, "tied" + where].sum() / max(columns["n" + where].sum(), 1))
     return {path: float(value) for path, value in values.items()}, intervals, moves
 
 
@@ -415,13 +459,17 @@ def main(arguments: list[str] | None = None) -> int:
     places |= {"no_bridging": unbridged} if theirs["no_bridging"] and unbridged.is_dir() else {}
     print(*(f"{name}: adapters in {place}" for name, place in places.items()), sep="\n")
     sets = {name: read_adapters(place, target) for name, place in places.items()}
+    trained = {"norm_refit": "norm_refit"} if "norm_refit" in theirs["models"] else {}
+    trained |= {one["lr"]: f"skyline/lr-{one['lr']:g}" for one in theirs["skyline_sweep"]}
+    files = {key: path.parent / "baselines" / where / "weights/weights.safetensors" for key, where in trained.items()}
+    weights = {key: load_file(file) for key, file in files.items() if file.is_file()}
     cut, seed = theirs["data"]["context_size"], theirs["seed"]
     sequences = read_sequences(args.tokens, theirs["positions"], cut, args.max_sequences, seed)
     unequal = unequal_facts(theirs, sequences, sets["replacement"])
     if unequal:
         print(*(f"{line}  DIFFERS" for line in unequal), sep="\n")
         return 1
-    ours, intervals, moves = measure(base, target, sets, sequences, theirs)
+    ours, intervals, moves = measure(base, target, sets, weights, sequences, theirs)
     return int(compare(theirs, ours, args.tolerance, moves) + compare_intervals(theirs, intervals) > 0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from tc_adapters_lens.cli.main import main
 from tc_adapters_lens.models.adapter_set import AdapterSet, AdapterSetInfo
 from tc_adapters_lens.models.checkpoints import Checkpoint
 from tc_adapters_lens.models.pair_info import PairInfo
+from tc_adapters_lens.training.config import TrainingConfig
+from tc_adapters_lens.training.runner import train
 from tc_adapters_lens.training.sequences import TokenSequences
 from tests.tiny import D_MODEL, D_VOCAB, N_LAYERS, hybrid, save, tiny_model, tiny_pair, word_tokenizer
 
@@ -54,12 +57,13 @@ def layout(**changes: object) -> dict:
     """What `measure` reads of an evaluation."""
     models = dict.fromkeys(("base", "reverse", "hybrid", "replacement", "shuffled"))
     read = {"n_layers": N_LAYERS, "models": models, "shuffle": [1, 2, 0], "partial_kl": True, "account": True}
+    read["skyline_sweep"] = []
     return {**read, "partial_sequences": 3, "seed": 5, "frequency": {"edges": [0.0, 1e-6, 0.1, 1.0]}, **changes}
 
 
 def measured(base, target, state, **changes: object) -> dict[str, float]:
     sets = {"replacement": per_layer(state)}
-    return check.measure(base.double(), target.double(), sets, sequences(), layout(**changes))[0]
+    return check.measure(base.double(), target.double(), sets, {}, sequences(), layout(**changes))[0]
 
 
 def logits(model) -> torch.Tensor:
@@ -179,7 +183,7 @@ def test_intervals_of_a_mean_are_those_of_the_normal_law():
     many = [(rng.integers(0, D_VOCAB, 9), np.arange(9) >= 1) for _ in range(64)]
     sets = {"replacement": per_layer(random_state())}
     few = layout(models=dict.fromkeys(("hybrid", "replacement")), partial_kl=None, account=None)
-    found, intervals, _ = check.measure(base.double(), target.double(), sets, many, few)
+    found, intervals, _ = check.measure(base.double(), target.double(), sets, {}, many, few)
     hybrid_model = assemble(base, target, ALL - MLP)
     each = [check.sequence_sums(target, {("parts", ALL - MLP): hybrid_model}, *one)[0] for one in many]
     means = np.array([sums[("parts", ALL - MLP), "kl"] / sums["n"] for sums in each])
@@ -296,6 +300,34 @@ def test_an_evaluation_of_the_built_in_pair_agrees_on_every_figure(tmp_path, cap
     capsys.readouterr()
     assert case.check() == 0
     assert "\n175 figures, 0 differ" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "gemma2", "neox"])
+def test_trained_baselines_agree_too(family, tmp_path, capsys):
+    models = [
+        str(save(m, tmp_path / n, word_tokenizer())) for n, m in zip(("base", "target"), tiny_pair(family), strict=True)
+    ]
+    tokens, run = str(tiny_tokens(tmp_path)), str(tmp_path / "run")
+    config = {
+        "base": models[0],
+        "target": models[1],
+        "device": "cpu",
+        "data": {"path": tokens},
+        "adapters": {"n_features": 8},
+        "training": {"batch_size_prompts": 4, "training_tokens": 300, "lr": 1e-2},
+    }
+    train(TrainingConfig.from_dict(config), run)
+    options = ["--tokens", tokens, "--device", "cpu", "--baselines", "all"]
+    assert main(["evaluate", "--run", run, *options, "--skyline-lrs", "1e-3,3e-3"]) == 0
+    capsys.readouterr()
+    assert check.main([run, "--tokens", tokens]) == 0
+    printed = capsys.readouterr().out
+    assert "not checked" not in printed.split("intervals compared")[0]
+    found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert len({found["models"][name]["kl"]["value"] for name in ("hybrid", "norm_refit", "skyline")}) == 3
+    shutil.rmtree(tmp_path / "run" / "baselines")
+    assert check.main([run, "--tokens", tokens]) == 0
+    assert "there are no weights in RUN/baselines" in capsys.readouterr().out
 
 
 def test_altered_figures_intervals_and_texts_are_found(tmp_path, capsys):
