@@ -32,7 +32,6 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: Namespace) -> dict[str, Any]:
     from tc_adapters_lens.cli.evaluation import Settings, evaluate
-    from tc_adapters_lens.evaluation.record import EVALUATION_FILE
     from tc_adapters_lens.report.faithfulness import faithfulness_table, plot_faithfulness
     from tc_adapters_lens.report.page import write_report
     from tc_adapters_lens.training.config import DataConfig, load_config
@@ -53,7 +52,6 @@ def run(args: Namespace) -> dict[str, Any]:
         settings = Settings(config.base, config.target, str(out / name / ADAPTERS), text, batch_size=32)
         evaluation = evaluate(settings, out / name, model=model)
         results[name], summary[name] = evaluation.faithfulness, evaluation.to_dict()
-        write_json(out / name / EVALUATION_FILE, summary[name])
     write_json(out / RESULT, summary)
     write_report([out / name for name in results], out / PAGE)
     plot_faithfulness(results, out / PICTURE, "Built-in pair: what adapters recover of the fine-tuned target")

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse import Namespace
 
 from tc_adapters_lens.cli import baselines, options
-from tc_adapters_lens.cli.output import write_json
 from tc_adapters_lens.cli.parser import Parser
 from tc_adapters_lens.errors import ConfigError
 
@@ -129,13 +128,10 @@ def run(args: Namespace) -> dict[str, Any]:
     if args.sample is not None:
         _sample(args, settings)
     evaluation = evaluate(settings, run_directory, **place)
-    result = evaluation.to_dict()
-    if run_directory is not None:
-        write_json(run_directory / EVALUATION_FILE, result)
     print(faithfulness_table({"adapters": evaluation.faithfulness}))
     if run_directory is not None:
         print(f"Written: {run_directory / EVALUATION_FILE}. A page of it: tc-adapters report {run_directory}")
-    return result
+    return evaluation.to_dict()
 
 
 def _check(args: Namespace, names: list[str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,14 @@ from tqdm.auto import tqdm
 
 from tc_adapters_lens import toy
 from tc_adapters_lens.cli import baselines
+from tc_adapters_lens.cli.output import write_json
 from tc_adapters_lens.errors import DataError
 from tc_adapters_lens.evaluation.account import account_variants
 from tc_adapters_lens.evaluation.bootstrap import Bootstrap
 from tc_adapters_lens.evaluation.faithfulness import Faithfulness, measure_faithfulness
 from tc_adapters_lens.evaluation.partial import PartialKL, measure_partial
 from tc_adapters_lens.evaluation.progress import Progress
-from tc_adapters_lens.evaluation.record import Evaluation, MeasuredOn, Swept
+from tc_adapters_lens.evaluation.record import EVALUATION_FILE, Evaluation, MeasuredOn, Swept
 from tc_adapters_lens.evaluation.variants import (
     Variant,
     base_variant,
@@ -88,9 +88,11 @@ def evaluate(
 ) -> Evaluation:
     """Measure adapters; train the baselines that have to be trained and are not there yet.
 
+    A run gets the result as its evaluation.json.
+
     Args:
         settings: what to evaluate.
-        run: the run's directory, for trained baselines and for going on after a kill; None: neither.
+        run: the run's directory, for the result, trained baselines and going on after a kill; None: none of these.
         model: the pair, already loaded.
     Raises:
         AdapterLensError: whatever is wrong with models, adapters, text or baselines; one line.
@@ -140,7 +142,6 @@ def evaluate(
                 variants |= {_skyline(lr): variant for lr, variant in skylines.items()}
             elif name == "no_bridging":
                 no_bridging = baselines.train_no_bridging(config, out, model).to(device=device)
-                variants[name] = partial(model.adapters, no_bridging)
 
     measure = _Measurer(settings, model, sequences, run)
     swapped = account_variants(model, base) if settings.account and base is not None else None
@@ -152,10 +153,12 @@ def evaluate(
 
     sweep = [Swept(lr, found.models[_skyline(lr)].kl, found.models[_skyline(lr)].top1_error) for lr in skylines]
     models = {name: agreement for name, agreement in found.models.items() if not name.startswith(_skyline(""))}
+    if ablation is not None:
+        models["no_bridging"] = ablation[0].models["replacement"]
     if sweep:
         best = min(sweep, key=lambda swept: swept.kl.value)
         models["skyline"] = found.models[_skyline(best.lr)]
-    return Evaluation(
+    evaluation = Evaluation(
         faithfulness=replace(found, models=models),
         partial=partial_kl,
         measured_on=MeasuredOn(
@@ -172,6 +175,9 @@ def evaluate(
         skyline_sweep=sweep,
         no_bridging=ablation,
     )
+    if run is not None:
+        write_json(run / EVALUATION_FILE, evaluation.to_dict())
+    return evaluation
 
 
 def load_text(
@@ -247,8 +253,9 @@ class _Measurer:
         if self.run is None:
             return Progress()
         digest = xxhash.xxh3_128()
-        for tensor in adapters.state().values():
-            digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
+        for adapter in adapters.values():
+            for tensor in adapter.state_dict().values():
+                digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
         key = {
             "pair": self.model.pair.to_dict(),
             "dtype": str(self.model.cfg.dtype),

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from tc_adapters_lens.cli.baselines import BASELINES
 from tc_adapters_lens.cli.evaluation import Settings, evaluate
-from tc_adapters_lens.cli.output import write_json
 from tc_adapters_lens.evaluation.record import EVALUATION_FILE
 from tc_adapters_lens.training.config import DataConfig, TrainingConfig, load_config
 from tc_adapters_lens.training.runner import ADAPTERS, load_run_pair, train
@@ -70,7 +69,7 @@ def reproduce_toy(out: Path) -> list[Path]:
             account=run.account,
             batch_size=_BATCH_SIZE,
         )
-        write_json(directory / EVALUATION_FILE, evaluate(settings, directory, model=model).to_dict())
+        evaluate(settings, directory, model=model)
     return directories
 
 
