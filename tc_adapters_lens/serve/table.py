@@ -1,0 +1,173 @@
+"""The table of a store's features in memory: filtered, sorted and cut into pages."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from tc_adapters_lens.features.store import FeatureStore
+from tc_adapters_lens.serve.query import Query
+
+FIXED = ("layer", "feature", "n_active", "frequency", "mean", "max")
+KEPT_QUERIES = 16
+DECADES = (-8, 0)  # of the histogram of frequencies
+BINS_PER_DECADE = 4
+
+# A mask over rows of those with an example whose text contains a substring: (text, match_case) -> bool [n_rows].
+TextSearch = Callable[[str, bool], np.ndarray]
+
+
+class Table:
+    """Columns as NumPy arrays, one row per (layer, feature) in the store's order.
+
+    numeric: column -> [n_rows]; NaN where there is no value. Any can be sorted by.
+    texts: column of labels -> [n_rows] of str or None.
+    shares: the numeric columns that are shares of a feature's active positions.
+    promoted: int32 [n_rows n_promoted], ids, strongest first.
+    """
+
+    def __init__(
+        self,
+        numeric: dict[str, np.ndarray],
+        texts: dict[str, np.ndarray],
+        shares: Sequence[str],
+        promoted: np.ndarray,
+        token_texts: Sequence[str],
+    ):
+        """
+        Args:
+            token_texts: text of every token id.
+        """
+        self.numeric, self.texts, self.shares, self.promoted = numeric, texts, tuple(shares), promoted
+        self.classes = sorted({name for name in texts.get("class", ()) if name is not None})
+        self.bins = frequency_bins(numeric["frequency"])
+        self._token_texts = token_texts
+        self._named = np.unique(promoted)
+        self._orders: dict[tuple[str, bool], np.ndarray] = {}
+        self._answers: OrderedDict[Query, np.ndarray] = OrderedDict()
+        self._lock = Lock()
+
+    @classmethod
+    def of(cls, store: FeatureStore) -> Table:
+        """All columns of a store and its labels, read once."""
+        numeric, texts = {}, {}
+        for name in store.column_names:
+            if name in ("promoted", "inhibited"):
+                continue
+            values = np.asarray(store.column(name))
+            if values.dtype.kind in "biuf":
+                numeric[name] = values
+            else:
+                texts[name] = np.array([_text(value) for value in values], dtype=object)
+        info = store.info
+        shares = [f"region:{name}" for name in info.regions]
+        shares += [f"{info.group_by}:{name}" for name in info.groups]
+        shares += [f"template:{name}" for name in info.template]
+        n_rows = len(numeric["layer"])
+        promoted = np.array(list(store.column("promoted")), dtype=np.int32).reshape(n_rows, -1)
+        return cls(numeric, texts, shares, promoted, store.vocabulary.texts(range(len(store.vocabulary))))
+
+    def __len__(self) -> int:
+        return len(self.numeric["layer"])
+
+    def rows(self, query: Query, search: TextSearch) -> np.ndarray:
+        """Rows that match, in the order asked for, [n_matches]; kept for the next page of the same query."""
+        with self._lock:
+            if query in self._answers:
+                self._answers.move_to_end(query)
+                return self._answers[query]
+        matches = self.matches(query)
+        if query.text:
+            matches &= search(query.text, query.match_case)
+        order = self._order(query.sort, query.descending)
+        found = order[matches[order]]
+        with self._lock:
+            self._answers[query] = found
+            if len(self._answers) > KEPT_QUERIES:
+                self._answers.popitem(last=False)
+        return found
+
+    def matches(self, query: Query) -> np.ndarray:
+        """Which rows pass every filter but that on examples' text, bool [n_rows]."""
+        layer, frequency = self.numeric["layer"], self.numeric["frequency"]
+        passed = frequency >= query.min_frequency
+        if math.isfinite(query.max_frequency):
+            passed &= frequency <= query.max_frequency
+        if not query.dead:
+            passed &= self.numeric["n_active"] > 0
+        if query.layers:
+            passed &= np.logical_or.reduce([(layer >= first) & (layer <= last) for first, last in query.layers])
+        for name, least in query.shares:
+            passed &= self.numeric[name] >= least  # never true of NaN
+        if query.classes:
+            passed &= np.isin(self.texts["class"], query.classes) if "class" in self.texts else False
+        if query.promoted:
+            passed &= self._promotes(query.promoted, query.promoted_n, query.match_case)
+        return passed
+
+    def page(self, rows: np.ndarray, columns: Sequence[str], n_promoted: int) -> list[list[Any]]:
+        """Values of those rows: numbers, texts, None where there is none; last the promoted tokens' texts."""
+        picked: list[list[Any]] = []
+        for name in columns:
+            if name in self.numeric:
+                values = self.numeric[name][rows]
+                picked.append([finite(value) for value in values.tolist()])
+            else:
+                picked.append(self.texts[name][rows].tolist())
+        tokens = [[self._token_texts[token] for token in ids] for ids in self.promoted[rows, :n_promoted].tolist()]
+        return [list(row) for row in zip(*picked, tokens, strict=True)]
+
+    def _order(self, column: str, descending: bool) -> np.ndarray:
+        key = (column, descending)
+        if key not in self._orders:
+            values = self.numeric[column]
+            if values.dtype.kind in "bu":
+                values = values.astype(np.int64)
+            order = np.argsort(-values if descending else values, kind="stable")  # NaN last, either way
+            self._orders[key] = order.astype(np.int32)
+        return self._orders[key]
+
+    def _promotes(self, part: str, n_first: int, match_case: bool) -> np.ndarray:
+        part = part if match_case else lower(part)
+        held = np.zeros(len(self._token_texts) + 1, dtype=bool)
+        for token in self._named.tolist():
+            text = self._token_texts[token]
+            if part in (text if match_case else lower(text)):
+                held[token] = True
+        return held[self.promoted[:, :n_first]].any(axis=1)
+
+
+def frequency_bins(frequency: np.ndarray) -> np.ndarray:
+    """Bin of each row in the histogram of frequencies, quarters of a decade from 1e-8 to 1; -1 for dead features."""
+    first, last = DECADES
+    with np.errstate(divide="ignore"):
+        bins = np.floor((np.log10(frequency) - first) * BINS_PER_DECADE)
+    bins = np.clip(bins, 0, (last - first) * BINS_PER_DECADE - 1).astype(np.int16)
+    return np.where(frequency > 0, bins, -1)
+
+
+def bin_counts(bins: np.ndarray) -> list[int]:
+    """Rows in each bin, dead features left out."""
+    return np.bincount(bins[bins >= 0], minlength=(DECADES[1] - DECADES[0]) * BINS_PER_DECADE).tolist()
+
+
+def lower(text: str) -> str:
+    """ASCII letters in lower case, all else as it is: what the search in bytes does too."""
+    return text.translate(_LOWER)
+
+
+_LOWER = {code: code + 32 for code in range(ord("A"), ord("Z") + 1)}
+
+
+def finite(value: Any) -> Any:
+    """None for what JSON has no word for."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None or value != value else str(value)
