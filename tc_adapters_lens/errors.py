@@ -7,6 +7,7 @@ AdapterLensError
   DataError          dataset missing, empty or unusable; token ids out of range; sequence too short
   AdapterSetError    adapters missing tensors, of another pair, or corrupt
   RunError           a run's directory or its evaluation cannot be used
+  AssetError         a browser script cannot be fetched
   MissingExtraError  an optional package is missing; the message has the pip line
   StopTraining       training was asked to stop, and can go on (command line exit code 130)
 """
@@ -19,6 +20,7 @@ from collections.abc import Iterable
 __all__ = [
     "AdapterLensError",
     "AdapterSetError",
+    "AssetError",
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -56,6 +58,10 @@ class AdapterSetError(AdapterLensError, ValueError):
 
 class RunError(AdapterLensError, ValueError):
     """A run's directory or its evaluation cannot be used."""
+
+
+class AssetError(AdapterLensError):
+    """A browser script cannot be fetched."""
 
 
 class MissingExtraError(AdapterLensError, ImportError):
