@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from tc_adapters_lens.features.store import FeatureStore
+from tc_adapters_lens.features.store_files import share_columns
 from tc_adapters_lens.serve.query import Query
 
 FIXED = ("layer", "feature", "n_active", "frequency", "mean", "max")
+_TOKENS = ("promoted", "inhibited")
 KEPT_QUERIES = 16
 DECADES = (-8, 0)  # of the histogram of frequencies
 BINS_PER_DECADE = 4
@@ -29,6 +31,8 @@ class Table:
     texts: column of labels -> [n_rows] of str or None.
     shares: the numeric columns that are shares of a feature's active positions.
     promoted: int32 [n_rows n_promoted], ids, strongest first.
+    labels: columns that were added to the store later.
+    classes: values of the label `class`, where there is one.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class Table:
             token_texts: text of every token id.
         """
         self.numeric, self.texts, self.shares, self.promoted = numeric, texts, tuple(shares), promoted
+        self.labels = [name for name in (*numeric, *texts) if name not in (*FIXED, *shares)]
         self.classes = sorted({name for name in texts.get("class", ()) if name is not None})
         self.bins = frequency_bins(numeric["frequency"])
         self._token_texts = token_texts
@@ -55,21 +60,20 @@ class Table:
     @classmethod
     def of(cls, store: FeatureStore) -> Table:
         """All columns of a store and its labels, read once."""
-        numeric, texts = {}, {}
-        for name in store.column_names:
-            if name in ("promoted", "inhibited"):
-                continue
-            values = np.asarray(store.column(name))
+        columns = share_columns(store.info)
+        shares = [name for names in columns.values() for name in names]
+        numeric = {name: np.asarray(store.column(name)) for name in (*FIXED, *shares)}
+        labels = [name for name in store.column_names if name not in numeric and name not in _TOKENS]
+        texts = {}
+        frame = store.frame() if labels else None
+        for name in labels:
+            values = frame[name].to_numpy()
             if values.dtype.kind in "biuf":
                 numeric[name] = values
             else:
                 texts[name] = np.array([_text(value) for value in values], dtype=object)
-        info = store.info
-        shares = [f"region:{name}" for name in info.regions]
-        shares += [f"{info.group_by}:{name}" for name in info.groups]
-        shares += [f"template:{name}" for name in info.template]
         n_rows = len(numeric["layer"])
-        promoted = np.array(list(store.column("promoted")), dtype=np.int32).reshape(n_rows, -1)
+        promoted = np.asarray(store.column("promoted"), dtype=np.int32).reshape(n_rows, -1)
         return cls(numeric, texts, shares, promoted, store.vocabulary.texts(range(len(store.vocabulary))))
 
     def __len__(self) -> int:

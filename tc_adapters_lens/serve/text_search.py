@@ -63,7 +63,7 @@ class TextIndex:
         """Reads a store's tokens and every layer's peaks."""
         info, vocabulary = store.info, store.vocabulary
         tokens = np.asarray(store.tokens)
-        sizes = np.array([len(vocabulary.bytes(token)) for token in range(len(vocabulary))], dtype=np.int32)
+        sizes = np.diff(vocabulary.offsets)
         peaks, owners = [], []
         for layer in range(info.n_layers):
             rows = np.arange(layer * info.n_features, (layer + 1) * info.n_features, dtype=np.int32)

@@ -1,0 +1,263 @@
+"""The server: what it answers at which address."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from tc_adapters_lens import __version__
+from tc_adapters_lens.assets import ASSETS, find
+from tc_adapters_lens.errors import AdapterLensError
+from tc_adapters_lens.features.store import FeatureStore
+from tc_adapters_lens.serve.feature_page import context_json, feature_json, file_address
+from tc_adapters_lens.serve.graphs import Graphs
+from tc_adapters_lens.serve.guard import LOOPBACK, Guard, dashboard_policy
+from tc_adapters_lens.serve.query import DEFAULT_SORT, PAGE, Query, parse_query, whole
+from tc_adapters_lens.serve.run_files import KINDS, dashboard, inside, open_stores, served_file
+from tc_adapters_lens.serve.table import BINS_PER_DECADE, DECADES, FIXED, Table, bin_counts
+from tc_adapters_lens.serve.text_search import Building
+
+STATIC = Path(__file__).resolve().parent / "static"
+LIT = "lit-html"
+N_PROMOTED = 10  # tokens of a row of the list
+MOST = 10**9
+
+
+class OpenStore:
+    """A store with what the page needs of it in memory."""
+
+    def __init__(self, store: FeatureStore):
+        self.store = store
+        self._lock = Lock()
+
+    @property
+    def table(self) -> Table:
+        """Its features, read at the first use."""
+        with self._lock:
+            return self._table
+
+    @property
+    def index(self) -> Building:
+        """Its text, whose index is begun at the first use."""
+        with self._lock:
+            return self._index
+
+    @cached_property
+    def _table(self) -> Table:
+        return Table.of(self.store)
+
+    @cached_property
+    def _index(self) -> Building:
+        return Building(self.store)
+
+    def rows(self, query: Query) -> np.ndarray:
+        """Rows of the table that a query wants, in its order."""
+        return self.table.rows(query, lambda text, match_case: self.index.rows(text, match_case))
+
+
+class Site:
+    """A run's stores and files, and the answers about them."""
+
+    def __init__(self, path: str | Path):
+        """
+        Args:
+            path: a run's directory, or a store's.
+        Raises:
+            AdapterLensError: there is nothing to show, or it is broken.
+        """
+        self.run, stores = open_stores(path)
+        self.name = Path(path).expanduser().resolve().name
+        self.stores = {name: OpenStore(store) for name, store in stores.items()}
+        self.graphs = Graphs(self.run)
+
+    def warm(self) -> None:
+        """Reads the first store, and begins its index, so that the first visitor need not wait."""
+        first = next(iter(self.stores.values()))
+        _ = first.table, first.index
+
+    def info(self, request: Request) -> dict[str, Any]:
+        """What there is to choose from."""
+        return {
+            "name": self.name,
+            "version": __version__,
+            "default_sort": DEFAULT_SORT,
+            "page": PAGE,
+            "stores": {name: store_json(opened) for name, opened in self.stores.items()},
+        }
+
+    def table(self, request: Request) -> dict[str, Any]:
+        """A page of the list, with how many match and how often they are active."""
+        opened = self._store(request)
+        table, query = opened.table, self._query(request, opened)
+        offset = whole("offset", request.query_params.get("offset", "0"), 0, MOST)
+        rows = opened.rows(query)
+        columns = [name for name in (*FIXED, *table.shares, *table.labels) if _listed(name, query)]
+        return {
+            "total": len(rows),
+            "of": len(table),
+            "offset": offset,
+            "columns": columns,
+            "rows": table.page(rows[offset : offset + PAGE], columns, N_PROMOTED),
+            "histogram": bin_counts(table.bins[rows]),
+        }
+
+    def feature(self, request: Request) -> dict[str, Any]:
+        """One feature, its place in the list, and what else the run has about it."""
+        opened = self._store(request)
+        store, (layer, feature) = opened.store, (request.path_params["layer"], request.path_params["feature"])
+        try:
+            found = feature_json(store, store[layer, feature])
+        except KeyError as error:
+            raise HTTPException(404, error.args[0]) from error
+        rows = opened.rows(self._query(request, opened))
+        of_adapters = store.info.model == "replacement"
+        page = dashboard(self.run, layer, feature) if of_adapters else None
+        graphs = self.graphs.of_feature(layer, feature) if of_adapters else []
+        return found | {
+            "place": place(rows, layer * store.info.n_features + feature, store.info.n_features),
+            "dashboard": None if page is None else file_address(page),
+            "graphs": [{"address": file_address(g.name), "slug": g.slug, "prompt": g.prompt} for g in graphs],
+        }
+
+    def context(self, request: Request) -> dict[str, Any]:
+        """Text of the held-out sequences around an example."""
+        store = self._store(request).store
+        sequence = whole("sequence", request.query_params.get("sequence", ""), 0, store.info.n_sequences - 1)
+        start, stop = (whole(name, request.query_params.get(name, ""), 0, MOST) for name in ("start", "stop"))
+        return context_json(store, sequence, start, stop)
+
+    def _store(self, request: Request) -> OpenStore:
+        name = request.query_params.get("store") or next(iter(self.stores))
+        if name not in self.stores:
+            raise HTTPException(404, f"store must be one of {', '.join(self.stores)}. Got {name!r}.")
+        return self.stores[name]
+
+    def _query(self, request: Request, opened: OpenStore) -> Query:
+        table = opened.table
+        return parse_query(request.query_params.multi_items(), table.numeric, table.shares)
+
+
+def make_app(site: Site, hosts: tuple[str, ...] = LOOPBACK) -> Starlette:
+    """The web application.
+
+    Args:
+        site: what it shows.
+        hosts: names and addresses by which it may be called.
+    """
+    scripts = [] if find(LIT) else [ASSETS[LIT].cdn]
+
+    def answer(handler: Callable[[Request], dict[str, Any]]) -> Callable[[Request], Response]:
+        def respond(request: Request) -> Response:
+            try:
+                return JSONResponse(handler(request))
+            except AdapterLensError as error:
+                return JSONResponse({"error": str(error)}, status_code=400)
+            except HTTPException as error:
+                return JSONResponse({"error": error.detail}, status_code=error.status_code)
+
+        return respond
+
+    def run_file(request: Request) -> Response:
+        return serve_run_file(site.run, request.path_params["name"])
+
+    routes = [
+        Route("/", index_page),
+        Route("/static/{name}", static_file),
+        Route("/lib/lit-html.js", lit_html),
+        Route("/api/info", answer(site.info)),
+        Route("/api/table", answer(site.table)),
+        Route("/api/feature/{layer:int}/{feature:int}", answer(site.feature)),
+        Route("/api/context", answer(site.context)),
+        Route("/run/{name:path}", run_file),
+    ]
+    return Starlette(routes=routes, middleware=[Middleware(Guard, hosts=hosts, scripts=scripts)])
+
+
+def index_page(request: Request) -> Response:
+    """The page. Where lit-html was not fetched it comes from its CDN, with its hash."""
+    asset, note, script = ASSETS[LIT], "", ""
+    if find(LIT) is None:
+        script = f'<script type="module" src="{asset.cdn}" integrity="{asset.integrity}" crossorigin></script>'
+        note = f"lit-html {asset.version} comes from cdn.jsdelivr.net; to have it here: tc-adapters doctor says how."
+    page = (STATIC / "index.html").read_text(encoding="utf-8")
+    page = page.replace("<!-- lit-html -->", script).replace("<!-- note -->", note)
+    return Response(page, media_type="text/html")
+
+
+def static_file(request: Request) -> Response:
+    """A file of the page itself."""
+    return _file(inside(STATIC, request.path_params["name"]))
+
+
+def lit_html(request: Request) -> Response:
+    """lit-html as fetched at set-up, else a module that passes on what its CDN serves."""
+    file = find(LIT)
+    if file is not None:
+        return FileResponse(file, media_type=KINDS[".js"])
+    return Response(f"export * from {json.dumps(ASSETS[LIT].cdn)};\n", media_type=KINDS[".js"])
+
+
+def serve_run_file(run: Path | None, name: str) -> Response:
+    """A dashboard or a graph of the run. Dashboards run their own scripts, so they get an origin of their own."""
+    response = _file(served_file(run, name))
+    if name.startswith("dashboards/"):
+        scripts = [asset.cdn for asset in ASSETS.values()]
+        response.headers["Content-Security-Policy"] = dashboard_policy(scripts)
+        if name.endswith((".js", ".css")):
+            response.headers["Cross-Origin-Resource-Policy"] = "cross-origin"
+    return response
+
+
+def store_json(opened: OpenStore) -> dict[str, Any]:
+    """What the page must know of a store before it asks for features."""
+    info, table = opened.store.info, opened.table
+    return {
+        "model": info.model,
+        "hook": info.hook,
+        "n_layers": info.n_layers,
+        "n_features": info.n_features,
+        "n_tokens": info.n_tokens,
+        "n_counted": info.n_counted,
+        "n_sequences": info.n_sequences,
+        "pair": dict(info.pair),
+        "shares": list(table.shares),
+        "numeric": list(table.numeric),
+        "classes": table.classes,
+        "histogram": {"first": DECADES[0], "per_decade": BINS_PER_DECADE, "counts": bin_counts(table.bins)},
+    }
+
+
+def place(rows: np.ndarray, row: int, n_features: int) -> dict[str, Any] | None:
+    """Where a row stands in a list, and its neighbours as [layer, feature]; None where it is not in it."""
+    found = np.flatnonzero(rows == row)
+    if not len(found):
+        return None
+    index = int(found[0])
+
+    def at(other: int) -> list[int] | None:
+        return list(divmod(int(rows[other]), n_features)) if 0 <= other < len(rows) else None
+
+    return {"index": index, "total": len(rows), "previous": at(index - 1), "next": at(index + 1)}
+
+
+def _listed(name: str, query: Query) -> bool:
+    """Template positions are many: only those that the query names are listed."""
+    return not name.startswith("template:") or name == query.sort or name in dict(query.shares)
+
+
+def _file(path: Path | None) -> Response:
+    if path is None:
+        return PlainTextResponse("There is no such file.", status_code=404)
+    return FileResponse(path, media_type=KINDS[path.suffix])

@@ -1,0 +1,85 @@
+"""What a run's directory holds for the page: stores, dashboards and graphs; nothing outside it is ever read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tc_adapters_lens.errors import RunError
+from tc_adapters_lens.features.store import FeatureStore
+
+STORES = ("features", "features-target", "features-base")
+FOLDERS = ("dashboards", "graphs")
+INFO = "store.json"
+KINDS = {
+    ".html": "text/html",
+    ".js": "text/javascript",
+    ".css": "text/css",
+    ".json": "application/json",
+    ".png": "image/png",
+    ".svg": "image/svg+xml",
+}
+
+
+def open_stores(path: str | Path) -> tuple[Path | None, dict[str, FeatureStore]]:
+    """The run's directory and its stores by name; of a store itself, no run and that one.
+
+    Raises:
+        RunError: there is no store.
+        FeatureStoreError: a store is broken.
+    """
+    directory = Path(path).expanduser()
+    if not directory.is_dir():
+        raise RunError(f"RUN must be a directory. Got {path}.")
+    if (directory / INFO).is_file():
+        return None, {directory.resolve().name: FeatureStore.open(directory)}
+    found = [name for name in STORES if (directory / name / INFO).is_file()]
+    if not found:
+        raise RunError(
+            f"RUN must hold features to show. Got {path}, which has none; make them: tc-adapters features --run {path}"
+        )
+    return directory.resolve(), {name: FeatureStore.open(directory / name) for name in found}
+
+
+def inside(root: Path, name: str) -> Path | None:
+    """The file of that name in or below a directory; None where there is none, or where it leads out.
+
+    Args:
+        root: a directory without links in its own path.
+        name: relative, with forward slashes, as an address has it once decoded.
+    """
+    parts = PurePosixPath(name).parts
+    if "\0" in name or "\\" in name or ".." in parts or name.startswith("/") or not parts:
+        return None
+    try:
+        found = root.joinpath(*parts).resolve()
+        return found if found.is_relative_to(root) and found.is_file() else None
+    except OSError:  # a name too long, a loop of links
+        return None
+
+
+def served_file(run: Path | None, name: str) -> Path | None:
+    """A file of the run that the page may link to: of a known kind, in one of FOLDERS."""
+    folder = PurePosixPath(name).parts[:1]
+    if run is None or not folder or folder[0] not in FOLDERS or PurePosixPath(name).suffix not in KINDS:
+        return None
+    found = inside(run, name)
+    return found if found is not None and found.suffix in KINDS else None
+
+
+def dashboard(run: Path | None, layer: int, feature: int) -> str | None:
+    """Name of the dashboard file of a feature, relative to the run; None if there is none."""
+    index = served_file(run, "dashboards/index.json")
+    if index is None:
+        return None
+    try:
+        listed: Any = json.loads(index.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # it is being written, or is no index
+        return None
+    features = listed.get("features") if isinstance(listed, Mapping) else None
+    file = features.get(f"{layer}.{feature}") if isinstance(features, Mapping) else None
+    if not isinstance(file, str) or served_file(run, f"dashboards/{file}") is None:
+        return None
+    return f"dashboards/{file}"
