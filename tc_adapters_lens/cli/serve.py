@@ -29,7 +29,7 @@ def add_arguments(parser: Parser) -> None:
         metavar="ADDRESS",
         help="address to listen on; any but 127.0.0.1 lets other machines in, without a password",
     )
-    parser.add_argument("--open", type=bool, nargs=0, default=False, help="also open the page in the browser")
+    parser.add_argument("--open", action="store_true", help="also open the page in the browser")
 
 
 def run(args: Namespace) -> None:

@@ -20,6 +20,7 @@ from starlette.routing import Route
 from tc_adapters_lens import __version__
 from tc_adapters_lens.assets import ASSETS, find
 from tc_adapters_lens.errors import AdapterLensError
+from tc_adapters_lens.features.records import StoreInfo
 from tc_adapters_lens.features.store import FeatureStore
 from tc_adapters_lens.serve.feature_page import context_json, feature_json, file_address
 from tc_adapters_lens.serve.graphs import Graphs
@@ -88,13 +89,16 @@ class Site:
         _ = first.table, first.index
 
     def info(self, request: Request) -> dict[str, Any]:
-        """What there is to choose from."""
+        """The run's stores, and what there is to choose from in one."""
+        opened = self._store(request)
         return {
             "name": self.name,
             "version": __version__,
             "default_sort": DEFAULT_SORT,
             "page": PAGE,
-            "stores": {name: store_json(opened) for name, opened in self.stores.items()},
+            "n_promoted": N_PROMOTED,
+            "stores": {name: other.store.info.model for name, other in self.stores.items()},
+            "store": store_json(opened),
         }
 
     def table(self, request: Request) -> dict[str, Any]:
@@ -232,11 +236,17 @@ def store_json(opened: OpenStore) -> dict[str, Any]:
         "n_counted": info.n_counted,
         "n_sequences": info.n_sequences,
         "pair": dict(info.pair),
-        "shares": list(table.shares),
+        "shares": [[name, share] for name, share in zip(table.shares, expected(info), strict=True)],
         "numeric": list(table.numeric),
         "classes": table.classes,
         "histogram": {"first": DECADES[0], "per_decade": BINS_PER_DECADE, "counts": bin_counts(table.bins)},
     }
+
+
+def expected(info: StoreInfo) -> list[float]:
+    """The share of all positions that counted, for each column of shares: what a feature without preferences has."""
+    tokens = (*info.region_tokens, *info.group_tokens, *info.template_tokens)
+    return [n_tokens / max(info.n_counted, 1) for n_tokens in tokens]
 
 
 def place(rows: np.ndarray, row: int, n_features: int) -> dict[str, Any] | None:

@@ -8,7 +8,8 @@ from urllib.parse import quote
 
 import numpy as np
 
-from tc_adapters_lens.features.store import Example, Feature, FeatureStore, TokenEffect
+from tc_adapters_lens.features.records import Example, Feature, TokenEffect
+from tc_adapters_lens.features.store import FeatureStore
 from tc_adapters_lens.serve.table import finite
 
 MOST_CONTEXT = 4096

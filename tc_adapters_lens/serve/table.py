@@ -52,7 +52,8 @@ class Table:
         self.classes = sorted({name for name in texts.get("class", ()) if name is not None})
         self.bins = frequency_bins(numeric["frequency"])
         self._token_texts = token_texts
-        self._named = np.unique(promoted)
+        self._lowered_texts = [lower(text) for text in token_texts]
+        self._named = np.unique(promoted).tolist()
         self._orders: dict[tuple[str, bool], np.ndarray] = {}
         self._answers: OrderedDict[Query, np.ndarray] = OrderedDict()
         self._lock = Lock()
@@ -137,13 +138,10 @@ class Table:
         return self._orders[key]
 
     def _promotes(self, part: str, n_first: int, match_case: bool) -> np.ndarray:
-        part = part if match_case else lower(part)
-        held = np.zeros(len(self._token_texts) + 1, dtype=bool)
-        for token in self._named.tolist():
-            text = self._token_texts[token]
-            if part in (text if match_case else lower(text)):
-                held[token] = True
-        return held[self.promoted[:, :n_first]].any(axis=1)
+        part, texts = (part, self._token_texts) if match_case else (lower(part), self._lowered_texts)
+        holding = np.zeros(len(texts), dtype=bool)
+        holding[[token for token in self._named if part in texts[token]]] = True
+        return holding[self.promoted[:, :n_first]].any(axis=1)
 
 
 def frequency_bins(frequency: np.ndarray) -> np.ndarray:
@@ -162,7 +160,7 @@ def bin_counts(bins: np.ndarray) -> list[int]:
 
 def lower(text: str) -> str:
     """ASCII letters in lower case, all else as it is: what the search in bytes does too."""
-    return text.translate(_LOWER)
+    return text.lower() if text.isascii() else text.translate(_LOWER)
 
 
 _LOWER = {code: code + 32 for code in range(ord("A"), ord("Z") + 1)}
