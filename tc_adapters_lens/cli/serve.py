@@ -36,12 +36,11 @@ def run(args: Namespace) -> None:
     if not 0 <= args.port <= 65535:
         raise ConfigError(f"--port must be from 0 to 65535. Got {args.port}.")
     try:
-        import starlette  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as missing:
+        from tc_adapters_lens.serve.server import serve
+    except ModuleNotFoundError as missing:
+        if missing.name not in ("starlette", "uvicorn"):
+            raise
         raise MissingExtraError(
             f'`tc-adapters serve` needs {missing.name}, which is not installed: pip install "tc-adapters-lens[serve]"'
         ) from missing
-    from tc_adapters_lens.serve.server import serve
-
     serve(args.run, args.host, args.port, open_browser=args.open)
