@@ -27,11 +27,12 @@ from tc_adapters_lens.serve.graphs import Graphs
 from tc_adapters_lens.serve.guard import LOOPBACK, Guard, dashboard_policy
 from tc_adapters_lens.serve.query import DEFAULT_SORT, PAGE, Query, parse_query, whole
 from tc_adapters_lens.serve.run_files import KINDS, dashboard, inside, open_stores, served_file
-from tc_adapters_lens.serve.table import BINS_PER_DECADE, DECADES, FIXED, Table, bin_counts
+from tc_adapters_lens.serve.table import BINS_PER_DECADE, DECADES, Table, bin_counts
 from tc_adapters_lens.serve.text_search import Building
 
 STATIC = Path(__file__).resolve().parent / "static"
 LIT = "lit-html"
+LISTED = ("layer", "feature", "frequency", "mean", "max")
 N_PROMOTED = 10  # tokens of a row of the list
 MOST = 10**9
 
@@ -107,7 +108,7 @@ class Site:
         table, query = opened.table, self._query(request, opened)
         offset = whole("offset", request.query_params.get("offset", "0"), 0, MOST)
         rows = opened.rows(query)
-        columns = [name for name in (*FIXED, *table.shares, *table.labels) if _listed(name, query)]
+        columns = listed(table, query)
         return {
             "total": len(rows),
             "of": len(table),
@@ -262,9 +263,12 @@ def place(rows: np.ndarray, row: int, n_features: int) -> dict[str, Any] | None:
     return {"index": index, "total": len(rows), "previous": at(index - 1), "next": at(index + 1)}
 
 
-def _listed(name: str, query: Query) -> bool:
-    """Template positions are many: only those that the query names are listed."""
-    return not name.startswith("template:") or name == query.sort or name in dict(query.shares)
+def listed(table: Table, query: Query) -> list[str]:
+    """Columns of the list: template positions are many, so only those that the query names."""
+    named = {query.sort, *dict(query.shares)}
+    shares = [name for name in table.shares if not name.startswith("template:") or name in named]
+    first = [name for name in table.labels if name == "class"]
+    return [*LISTED, *first, *shares, *(name for name in table.labels if name not in first)]
 
 
 def _file(path: Path | None) -> Response:

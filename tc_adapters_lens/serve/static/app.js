@@ -18,6 +18,7 @@ const KEYS = [
 ];
 
 const root = document.getElementById("app");
+root.replaceChildren();
 let info = null, problem = "", queued = false, narrowFilters = false;
 const list = new List(redraw);
 const panel = new FeaturePanel(redraw);
@@ -126,7 +127,7 @@ function key(event) {
   }
   const onControl = event.target.closest?.("button, a, summary, input");
   const page = Math.max(1, Math.floor((document.querySelector(".rows")?.clientHeight ?? 600) / 30) - 3);
-  const inPanel = event.target.closest?.(".feature");
+  const inPanel = event.target.closest?.(".panel");
   const actions = {
     "/": () => document.getElementById("f-text")?.select(),
     "?": help,

@@ -5,6 +5,7 @@ import { chip, passage } from "/static/tokens.js";
 
 const SHORT = [24, 10]; // tokens before and after the peak until an example is opened
 const AROUND = 1000; // further tokens on either side once it is
+const FEW = 8; // promoted tokens until all are asked for
 const SHOWN_LABELS = new Set(["class", "description"]);
 
 export class FeaturePanel {
@@ -15,6 +16,7 @@ export class FeaturePanel {
     this.error = "";
     this.expanded = new Map();
     this.copied = false;
+    this.allTokens = false;
   }
 
   async show(which, info) {
@@ -39,14 +41,14 @@ export class FeaturePanel {
     }
     this.expected = new Map(info.store.shares);
     this.redraw();
-    if (!same) document.querySelector(".feature")?.scrollTo(0, 0);
+    if (!same) document.querySelector(".panel")?.scrollTo(0, 0);
   }
 
   view() {
     if (!this.which) return nothing;
     const name = this.which.join(".");
     const data = this.data;
-    return html`<section class="feature ${data && data.layer === this.which[0] && data.feature === this.which[1] ? "" : "stale"}" aria-label=${`Feature ${name}`}>
+    return html`<section class="panel ${data && data.layer === this.which[0] && data.feature === this.which[1] ? "" : "stale"}" aria-label=${`Feature ${name}`}>
       ${this.bar(data?.place)}
       ${this.error ? html`<p class="error" role="alert">${this.error}</p>` : data ? this.body(data) : html`<p class="loading">…</p>`}
     </section>`;
@@ -89,14 +91,21 @@ export class FeaturePanel {
         ${this.links(data)}
       </header>
       ${data.n_active ? nothing : html`<p class="dead">Dead: this feature was never active on the held-out text.</p>`}
-      <div class="columns">
-        ${effects("Promoted tokens", "promoted", data.promoted)}${effects("Inhibited tokens", "inhibited", data.inhibited)}
-        ${data.n_active ? html`<div class="where">
-          ${histogram(data.histogram)}
-          ${this.bars("Regions", "region", data.regions)}${this.bars(data.group_by, data.group_by, data.groups)}${this.bars("Template positions", "template", data.template)}
-        </div>` : nothing}
-      </div>
+      ${data.n_active ? html`<div class="columns where">
+        ${histogram(data.histogram)}
+        ${this.bars("Regions", "region", data.regions)}${this.bars(data.group_by, data.group_by, data.groups)}${this.bars("Template positions", "template", data.template)}
+      </div>` : nothing}
+      <div class="columns tokens">${this.effects("Promoted tokens", "promoted", data.promoted)}${this.effects("Inhibited tokens", "inhibited", data.inhibited)}</div>
       ${data.n_active ? this.examples(data) : nothing}`;
+  }
+
+  effects(title, kind, list) {
+    const most = Math.max(...list.map((one) => Math.abs(one.effect)), 1e-12);
+    const shown = this.allTokens ? list : list.slice(0, FEW);
+    const flip = () => { this.allTokens = !this.allTokens; this.redraw(); };
+    return html`<div class="effects ${kind}"><h3>${title}</h3><table><tbody>${shown.map((one) => html`<tr title=${`token ${one.token}`}>
+      <td>${chip(one.text)}</td><td class="bar"><span .style=${`width:${((100 * Math.abs(one.effect)) / most).toFixed(1)}%`}></span></td><td class="number">${number(one.effect)}</td></tr>`)}</tbody></table>
+      ${list.length > FEW ? html`<button class="more" aria-expanded=${this.allTokens ? "true" : "false"} @click=${flip}>${this.allTokens ? `First ${FEW}` : `All ${list.length}`}</button>` : nothing}</div>`;
   }
 
   links(data) {
@@ -169,12 +178,6 @@ export class FeaturePanel {
 }
 
 const figure = (name, value) => html`<div><dt><bdi>${name}</bdi></dt><dd><bdi>${value}</bdi></dd></div>`;
-
-function effects(title, kind, list) {
-  const most = Math.max(...list.map((one) => Math.abs(one.effect)), 1e-12);
-  return html`<div class="effects ${kind}"><h3>${title}</h3><table><tbody>${list.map((one) => html`<tr title=${`token ${one.token}`}>
-    <td>${chip(one.text)}</td><td class="bar"><span .style=${`width:${((100 * Math.abs(one.effect)) / most).toFixed(1)}%`}></span></td><td class="number">${number(one.effect)}</td></tr>`)}</tbody></table></div>`;
-}
 
 // Positions by activation; bins are as wide as the store's, which are even on a log scale.
 function histogram({ counts, edges }) {

@@ -124,7 +124,7 @@ function shares(store) {
       <input type="range" min="0" max="1" step="0.05" .value=${least} aria-label=${`least share in ${name}`}
         @input=${(event) => { event.target.parentElement.querySelector("output").textContent = `≥ ${percent(Number(event.target.value))}`; slide(index, event.target.value, name); }}></div>`)}
     <select id="f-share" aria-label="Add a region, group or position" .value=${""} @change=${(event) => { if (event.target.value) set(chosen.length, "0.5", event.target.value); event.target.value = ""; }}>
-      <option value="">add a region, group or position</option>
+      <option value="">add a region or group</option>
       ${free.map((name) => html`<option value=${name}>${name.replace(":", ": ")}</option>`)}</select></fieldset>`;
 }
 

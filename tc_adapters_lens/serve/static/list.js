@@ -4,10 +4,9 @@ import { address, ask, count, go, number, opened, params, percent } from "/stati
 import { chip } from "/static/tokens.js";
 
 const ROW = 30; // pixels, as in style.css
-const FIXED = { layer: "Layer", feature: "Feature", n_active: "Positions", frequency: "Frequency", mean: "Mean", max: "Max" };
+const FIXED = { layer: "Layer", feature: "Feature", frequency: "Frequency", mean: "Mean", max: "Max" };
 const MEANING = {
   frequency: "share of positions at which the feature is active",
-  n_active: "positions at which the feature is active",
   mean: "mean activation where active",
   max: "highest activation",
 };
@@ -119,7 +118,7 @@ export class List {
       <p class="count" role="status" aria-live="polite">${this.summary()}</p>
       <div class="rows" @scroll=${(event) => this.scrolled(event.currentTarget)}>
         <table id="grid" tabindex="0" role="grid" aria-rowcount=${this.total + 1} aria-label="Features" aria-activedescendant=${`row-${this.cursor}`}>
-          <thead><tr aria-rowindex="1">${this.columns.map((name) => this.heading(name))}<th scope="col" class="promoted">Promoted tokens</th></tr></thead>
+          <thead><tr aria-rowindex="1">${this.around((name) => this.heading(name), html`<th scope="col" class="promoted">Promoted tokens</th>`)}</tr></thead>
           <tbody>
             <tr class="spacer" aria-hidden="true" .style=${`height:${first * ROW}px`}></tr>
             ${rows}
@@ -143,7 +142,7 @@ export class List {
     const down = sorted === `-${name}`, up = sorted === name;
     const label = html`${prefix ? html`<small>${prefix}</small>` : nothing}<bdi>${rest}</bdi><span class="arrow" aria-hidden="true">${down ? "▼" : up ? "▲" : ""}</span>`;
     const sortable = this.numeric?.has(name);
-    return html`<th scope="col" class=${kind(name)} title=${MEANING[name] ?? name} aria-sort=${down ? "descending" : up ? "ascending" : nothing}>
+    return html`<th scope="col" class="${kind(name)} ${sortable ? "" : "text"}" title=${MEANING[name] ?? name} aria-sort=${down ? "descending" : up ? "ascending" : nothing}>
       ${sortable ? html`<button @click=${() => go({ sort: down || (!up && (name === "layer" || name === "feature")) ? name : `-${name}` })}>${label}</button>` : label}</th>`;
   }
 
@@ -156,15 +155,21 @@ export class List {
     const link = address({ feature: `${layer}.${feature}` });
     return html`<tr id=${`row-${index}`} aria-rowindex=${index + 2} aria-selected=${isOpen ? "true" : "false"}
         class="${isOpen ? "open " : ""}${index === this.cursor ? "cursor" : ""}" @click=${(event) => this.clicked(event, index)}>
-      ${this.columns.map((name, column) => this.cell(name, row[column], layer, link))}
-      <td class="promoted">${row[row.length - 1].map(chip)}</td></tr>`;
+      ${this.around((name, column) => this.cell(name, row[column], layer, link), html`<td class="promoted"><div>${row[row.length - 1].map(chip)}</div></td>`)}</tr>`;
+  }
+
+  // Cells of a row: the promoted tokens stand before the shares and the labels.
+  around(cell, promoted) {
+    const cells = this.columns.map(cell);
+    cells.splice(Math.max(this.columns.indexOf("max"), this.columns.indexOf("class")) + 1, 0, promoted);
+    return cells;
   }
 
   cell(name, value, layer, link) {
     if (name === "feature") return html`<td class="feature"><a href=${link} tabindex="-1"><span class="of-layer">${layer}.</span>${value}</a></td>`;
     if (name === "frequency") return html`<td class="number ${kind(name)}">${percent(value)}</td>`;
     if (this.shareNames?.has(name)) return html`<td class="share ${kind(name)}" .style=${`--v:${((value ?? 0) * 100).toFixed(1)}%`}>${percent(value)}</td>`;
-    if (typeof value === "number") return html`<td class="number ${kind(name)}">${name === "n_active" ? count(value) : number(value)}</td>`;
+    if (typeof value === "number") return html`<td class="number ${kind(name)}">${number(value)}</td>`;
     return html`<td class="label"><bdi title=${value ?? ""}>${value === null ? "" : String(value)}</bdi></td>`;
   }
 

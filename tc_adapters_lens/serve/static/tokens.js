@@ -2,14 +2,12 @@
 // invisible made visible.
 import { html, nothing } from "/lib/lit-html.js";
 
-const NAMES = { "\n": "↵", "\r": "␍", "\t": "⇥", "\u00a0": "⍽" };
+const NAMES = { "\n": "↵", "\r": "CR", "\t": "⇥", "\u00a0": "⍽" };
 const HIDDEN = /([\p{Cc}\p{Cf}\p{Co}\p{Zl}\p{Zp}\u00a0\u115f\u1160\u3164\u2800])/u;
 
 function visible(character) {
   if (NAMES[character]) return NAMES[character];
-  const code = character.codePointAt(0);
-  if (code < 32) return String.fromCodePoint(0x2400 + code);
-  return `U+${code.toString(16).toUpperCase().padStart(4, "0")}`;
+  return `U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
 }
 
 // Parts of a token's text, hidden characters as marks. With `breaks` a line end also ends the line.
