@@ -217,6 +217,8 @@ class FeatureStore:
     def _examples(self, layer: int, feature: int, kind: ExampleKind) -> list[Example]:
         k, before, after = self.info.k, self.info.before, self.info.after
         positions = self._read(layer, f"{kind}.positions", feature)
+        if positions[0] < 0:
+            return []
         activations = self._read(layer, f"{kind}.activations", feature)
         starts = self._read(layer, f"{kind}.starts", slice(feature * k, (feature + 1) * k + 1))
         entries = slice(int(starts[0]), int(starts[-1]))

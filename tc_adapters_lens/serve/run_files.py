@@ -70,7 +70,7 @@ def served_file(run: Path | None, name: str) -> Path | None:
 
 
 def dashboard(run: Path | None, layer: int, feature: int) -> str | None:
-    """Name of the dashboard file of a feature, relative to the run; None if there is none."""
+    """Name of the dashboard file of a feature, relative to the run, with its fragment; None if there is none."""
     index = served_file(run, "dashboards/index.json")
     if index is None:
         return None
@@ -80,6 +80,6 @@ def dashboard(run: Path | None, layer: int, feature: int) -> str | None:
         return None
     features = listed.get("features") if isinstance(listed, Mapping) else None
     file = features.get(f"{layer}.{feature}") if isinstance(features, Mapping) else None
-    if not isinstance(file, str) or served_file(run, f"dashboards/{file}") is None:
+    if not isinstance(file, str) or served_file(run, f"dashboards/{file.partition('#')[0]}") is None:
         return None
     return f"dashboards/{file}"

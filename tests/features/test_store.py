@@ -244,3 +244,9 @@ def test_files_are_plain_tensors(tmp_path):
     assert arrays["top.positions"].tolist() == [[-1, -1, -1], [4, 1, -1]]
     assert torch.from_numpy(arrays["histogram"]).sum() == 2
     shutil.rmtree(directory)
+
+
+def test_a_dead_feature_has_no_examples(tmp_path):
+    store = synthetic_store(tmp_path / "features", n_layers=1, n_features=40, dead=1.0)
+    for feature in range(40):  # also the layer's last, behind which its file has no more entries
+        assert store[0, feature].top == store[0, feature].sampled == []

@@ -26,7 +26,7 @@ def request(app, target: str, *, host: str = "127.0.0.1:8765", method: str = "GE
     path, _, query = target.partition("?")
     scope = {
         "type": "http",
-        "asgi": {"version": "3.0"},
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
         "http_version": "1.1",
         "method": method,
         "scheme": "http",
@@ -41,7 +41,7 @@ def request(app, target: str, *, host: str = "127.0.0.1:8765", method: str = "GE
     sent: list[dict[str, Any]] = []
 
     async def receive():
-        return {"type": "http.request", "body": b"", "more_body": False}
+        return {"type": "http.disconnect"}
 
     async def send(message):
         sent.append(message)
