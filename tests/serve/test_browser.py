@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from functools import partial
 
 import pytest
 from playwright.sync_api import expect, sync_playwright
@@ -239,6 +240,10 @@ def test_narrow_screens(page, address):
     expect(page.locator(".rows")).to_be_hidden()
 
 
+def fulfill(answer, route) -> None:
+    route.fulfill(**answer)
+
+
 def test_another_script_than_the_cdn_s_is_not_run(browser, run, monkeypatch):
     monkeypatch.setattr("tc_adapters_lens.serve.app.find", lambda name: None)
     script = find("lit-html")
@@ -247,7 +252,7 @@ def test_another_script_than_the_cdn_s_is_not_run(browser, run, monkeypatch):
         context = browser.new_context()
         page = context.new_page()
         answer = {"body": body, "content_type": "text/javascript", "headers": {"access-control-allow-origin": "*"}}
-        page.route(ASSETS["lit-html"].cdn, lambda route, answer=answer: route.fulfill(**answer))
+        page.route(ASSETS["lit-html"].cdn, partial(fulfill, answer))
         with running(run) as url:
             page.goto(f"{url}/", wait_until="load")
             if works:
