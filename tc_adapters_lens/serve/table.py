@@ -66,9 +66,9 @@ class Table:
         numeric = {name: np.asarray(store.column(name)) for name in (*FIXED, *shares)}
         labels = [name for name in store.column_names if name not in numeric and name not in _TOKENS]
         texts = {}
-        frame = store.frame() if labels else None
+        frame = store.frame()[labels] if labels else {}
         for name in labels:
-            values = frame[name].to_numpy()
+            values = np.asarray(frame[name])
             if values.dtype.kind in "biuf":
                 numeric[name] = values
             else:
@@ -141,7 +141,7 @@ class Table:
         part, texts = (part, self._token_texts) if match_case else (lower(part), self._lowered_texts)
         holding = np.zeros(len(texts), dtype=bool)
         holding[[token for token in self._named if part in texts[token]]] = True
-        return holding[self.promoted[:, :n_first]].any(axis=1)
+        return np.asarray(holding[self.promoted[:, :n_first]].any(axis=1))
 
 
 def frequency_bins(frequency: np.ndarray) -> np.ndarray:

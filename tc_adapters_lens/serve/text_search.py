@@ -14,17 +14,18 @@ KINDS = ("top", "sampled")
 
 
 class Spans(NamedTuple):
-    """Occurrences as tokens, flat positions, first and last both included, in order."""
+    """Occurrences, in order: their first and last token (flat positions, both included) and their sequence."""
 
     first: np.ndarray
     last: np.ndarray
+    sequence: np.ndarray
 
 
 class TextIndex:
-    """The text's bytes, where each token begins in them, and all examples' peaks in order.
+    """The text's bytes, where each token ends in them, and all examples' peaks.
 
-    Finding costs a pass over the bytes for the needle's rarest byte; everything after that is proportional to
-    what was found.
+    A search is one pass over the bytes for the needle's rarest byte, one over the tokens for where a peak must lie,
+    and one over the peaks.
     """
 
     def __init__(
@@ -33,8 +34,6 @@ class TextIndex:
         token_bytes: np.ndarray,
         sequences: np.ndarray,
         peaks: np.ndarray,
-        owners: np.ndarray,
-        n_rows: int,
         before: int,
         after: int,
     ):
@@ -43,42 +42,28 @@ class TextIndex:
             text: all sequences' bytes, joined.
             token_bytes: [n_tokens], bytes of each token.
             sequences: [n_sequences + 1], flat position at which each sequence begins.
-            peaks: [n_examples], flat positions of examples' peaks, in any order.
-            owners: [n_examples], the row of the feature of each.
-            n_rows: features there are.
+            peaks: [n_rows n_examples], flat positions of each feature's examples; -1 where there are fewer.
             before, after: tokens of an example before and after its peak.
         """
         self._text = np.frombuffer(text, dtype=np.uint8)
         self._lowered = np.frombuffer(text.lower(), dtype=np.uint8)
         self._counts = {False: byte_counts(self._lowered), True: byte_counts(self._text)}
         self._ends = np.cumsum(token_bytes, dtype=np.int64)
-        self._sequences = sequences
-        order = np.argsort(peaks, kind="stable")
-        self._peaks = peaks[order]
-        self._owners = owners[order].astype(np.int32)
-        self._n_rows, self._before, self._after = n_rows, before, after
+        self._sequences, self._peaks = sequences, peaks
+        self._before, self._after = before, after
 
     @classmethod
     def of(cls, store: FeatureStore) -> TextIndex:
         """Reads a store's tokens and every layer's peaks."""
-        info, vocabulary = store.info, store.vocabulary
-        tokens = np.asarray(store.tokens)
-        sizes = np.diff(vocabulary.offsets)
-        peaks, owners = [], []
+        info, vocabulary, tokens = store.info, store.vocabulary, store.tokens
+        peaks = np.empty((info.n_layers, info.n_features, len(KINDS) * info.k), dtype=np.intp)
         for layer in range(info.n_layers):
-            rows = np.arange(layer * info.n_features, (layer + 1) * info.n_features, dtype=np.int32)
-            for kind in KINDS:
-                of_layer = np.asarray(store.peaks(kind, layer))
-                there = of_layer >= 0
-                peaks.append(of_layer[there])
-                owners.append(np.broadcast_to(rows[:, None], of_layer.shape)[there])
+            peaks[layer] = np.concatenate([store.peaks(kind, layer) for kind in KINDS], axis=1)
         return cls(
             vocabulary.join(tokens),
-            sizes[tokens],
-            np.asarray(store.offsets),
-            np.concatenate(peaks),
-            np.concatenate(owners),
-            info.n_layers * info.n_features,
+            np.diff(vocabulary.offsets)[tokens],
+            store.offsets,
+            peaks.reshape(-1, peaks.shape[-1]),
             info.before,
             info.after,
         )
@@ -90,38 +75,36 @@ class TextIndex:
             part: as UTF-8 it must occur in the text's bytes, within one sequence.
             match_case: otherwise A to Z are the same as a to z.
         """
-        found = np.zeros(self._n_rows, dtype=bool)
         spans = self.occurrences(part, match_case)
         if not len(spans.first):
-            return found
-        sequence = np.searchsorted(self._sequences, spans.first, side="right") - 1
-        low = np.maximum(spans.last - self._after, self._sequences[sequence])
-        high = np.minimum(spans.first + self._before, self._sequences[sequence + 1] - 1)
+            return np.zeros(len(self._peaks), dtype=bool)
+        # A peak's window holds an occurrence if the peak lies from `low` to `high`.
+        low = np.maximum(spans.last - self._after, self._sequences[spans.sequence])
+        high = np.minimum(spans.first + self._before, self._sequences[spans.sequence + 1] - 1)
         fits = low <= high  # an occurrence may be longer than a window
-        start = np.searchsorted(self._peaks, low[fits])
-        stop = np.searchsorted(self._peaks, high[fits], side="right")
-        found[self._owners[_union(start, stop)]] = True
-        return found
+        steps = np.zeros(len(self._ends) + 1, dtype=np.int32)
+        steps += np.bincount(low[fits], minlength=len(steps)).astype(np.int32)
+        steps -= np.bincount(high[fits] + 1, minlength=len(steps)).astype(np.int32)
+        near = np.cumsum(steps, out=steps) > 0  # the entry behind the last token, which -1 means, is False
+        return np.asarray(near[self._peaks].any(axis=1))
 
     def occurrences(self, part: str, match_case: bool = True) -> Spans:
         """Tokens that each occurrence touches; overlapping occurrences are all found."""
-        needle = np.frombuffer(part.encode("utf-8", "surrogatepass"), dtype=np.uint8)
+        sought = part.encode("utf-8", "surrogatepass")
+        needle = np.frombuffer(sought if match_case else sought.lower(), dtype=np.uint8)
         text = self._text if match_case else self._lowered
-        if not match_case:
-            needle = np.frombuffer(needle.tobytes().lower(), dtype=np.uint8)
         n_starts = len(text) - len(needle) + 1
         if not len(needle) or n_starts <= 0:
-            return Spans(np.zeros(0, np.int64), np.zeros(0, np.int64))
-        rarest_first = np.argsort(self._counts[match_case][needle], kind="stable").tolist()
-        pivot = rarest_first[0]
+            return Spans(*np.zeros((3, 0), dtype=np.int64))
+        pivot, *others = np.argsort(self._counts[match_case][needle], kind="stable").tolist()
         starts = np.flatnonzero(text[pivot : pivot + n_starts] == needle[pivot])
-        for place in rarest_first[1:]:
+        for place in others:
             starts = starts[text[starts + place] == needle[place]]
         first = np.searchsorted(self._ends, starts, side="right")
-        last = np.searchsorted(self._ends, starts + len(needle) - 1, side="right")
-        ends = self._sequences[np.searchsorted(self._sequences, first, side="right")]
-        inside = last < ends
-        return Spans(first[inside], last[inside])
+        last = first if len(needle) == 1 else np.searchsorted(self._ends, starts + (len(needle) - 1), side="right")
+        sequence = np.searchsorted(self._sequences, first, side="right") - 1
+        inside = last < self._sequences[sequence + 1]
+        return Spans(first[inside], last[inside], sequence[inside])
 
 
 class Building:
@@ -149,12 +132,3 @@ def byte_counts(text: np.ndarray) -> np.ndarray:
     for start in range(0, len(text), 1 << 22):
         counts += np.bincount(text[start : start + (1 << 22)], minlength=256)
     return counts
-
-
-def _union(start: np.ndarray, stop: np.ndarray) -> np.ndarray:
-    """Numbers in any of the ranges [start, stop), each once. Both ascend, as occurrences do."""
-    start = np.maximum(start, np.concatenate([start[:1], stop[:-1]]))
-    sizes = np.maximum(stop - start, 0)
-    start, sizes = start[sizes > 0], sizes[sizes > 0]
-    places = np.cumsum(sizes)
-    return np.repeat(start - places + sizes, sizes) + np.arange(places[-1] if len(places) else 0)

@@ -37,7 +37,12 @@ def run(tmp_path_factory) -> Path:
         "detection": np.linspace(0, 1, n),
     }
     store.add_labels("judge", pd.DataFrame(labels))
-    neurons = {"model": "target", "hook": "blocks.{layer}.mlp.hook_post", "adapters": None, "adapters_fingerprint": None}
+    neurons = {
+        "model": "target",
+        "hook": "blocks.{layer}.mlp.hook_post",
+        "adapters": None,
+        "adapters_fingerprint": None,
+    }
     synthetic_store(run / "features-target", seed=1, **shape, **neurons)
     for folder in ("dashboards/lib", "graphs"):
         (run / folder).mkdir(parents=True)

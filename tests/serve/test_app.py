@@ -151,7 +151,15 @@ def test_what_cannot_be_answered_is_one_line(app, target, status, says):
 
 
 def test_every_answer_is_guarded(app):
-    targets = ("/", "/static/app.js", "/lib/lit-html.js", "/api/info", "/run/graphs/add.json", "/nowhere", "/api/table?sort=x")
+    targets = (
+        "/",
+        "/static/app.js",
+        "/lib/lit-html.js",
+        "/api/info",
+        "/run/graphs/add.json",
+        "/nowhere",
+        "/api/table?sort=x",
+    )
     for target in targets:
         headers = request(app, target).headers
         policy = headers["content-security-policy"]
@@ -276,7 +284,9 @@ def test_the_page_has_no_inline_script_or_style():
     assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\sstyle=|\son\w+=", page)
     for path in STATIC.glob("*.js"):
         source = path.read_text(encoding="utf-8")
-        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|unsafeHTML|\beval\b", source), path
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|unsafeHTML|\beval\b", source), (
+            path
+        )
         assert not re.search(r"\sstyle=\$", source), f"{path}: style attributes are refused by the page's own policy"
         assert not re.search(r"https?://", source), path
 
@@ -296,7 +306,9 @@ def test_lit_html_comes_from_its_cdn_with_its_hash_where_it_was_not(site, monkey
     page = request(app, "/")
     text = page.body.decode()
     assert f'src="{asset.cdn}" integrity="{asset.integrity}" crossorigin' in text
-    assert text.index(asset.integrity) < text.index("/static/app.js"), "the first request is the one whose hash is checked"
+    assert text.index(asset.integrity) < text.index("/static/app.js"), (
+        "the first request is the one whose hash is checked"
+    )
     assert "comes from cdn.jsdelivr.net" in text
     assert f"script-src 'self' {asset.cdn};" in page.headers["content-security-policy"]
     assert request(app, "/lib/lit-html.js").body.decode() == f'export * from "{asset.cdn}";\n'

@@ -49,7 +49,12 @@ def page(browser, address):
     wrong: list[str] = []
     page.on("dialog", lambda dialog: (wrong.append(f"dialog {dialog.message}"), dialog.dismiss()))
     page.on("pageerror", lambda error: wrong.append(f"error {error}"))
-    page.on("console", lambda said: wrong.append(said.text) if said.type in ("error", "warning") and REFUSED not in said.text else None)
+    page.on(
+        "console",
+        lambda said: (
+            wrong.append(said.text) if said.type in ("error", "warning") and REFUSED not in said.text else None
+        ),
+    )
     page.on("request", lambda asked: None if asked.url.startswith(address) else wrong.append(asked.url))
     page.goto(f"{address}/")
     page.wait_for_selector("td.feature")
@@ -83,7 +88,9 @@ def test_filters_write_the_address_and_back_undoes_them(page, address):
     page.fill("#f-layers", "1")
     expect(page).to_have_url(f"{address}/?layers=1")
     expect(page.locator(".count b")).not_to_have_text(f"{everything}")
-    assert {text[0] for text in page.locator("td.feature a").evaluate_all("all => all.map(a => a.textContent)")} == {"1"}
+    assert {text[0] for text in page.locator("td.feature a").evaluate_all("all => all.map(a => a.textContent)")} == {
+        "1"
+    }
     page.select_option("#f-share", "domain:math")
     expect(page).to_have_url(f"{address}/?layers=1&share=0.5,domain:math")
     lists(page, 3)
@@ -173,6 +180,37 @@ def test_all_of_it_works_by_keys(page, address):
     page.keyboard.press("End")
     last = total(page) - 1
     expect(page.locator(f"#row-{last}")).to_be_visible()
+
+
+def test_a_range_of_frequencies_is_dragged(page):
+    everything = total(page)
+    box = page.locator("svg.frequencies").bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] - 2, box["y"] + 20)
+    page.mouse.up()
+    lists(page, 2)
+    assert 0 < total(page) < everything
+    lowest = float(page.locator("#f-min_frequency").input_value())
+    assert all(float(text.rstrip("%")) >= lowest * 0.99 for text in page.locator("td.c-frequency").all_inner_texts())
+    page.fill("#f-min_frequency", "")
+    expect(page.locator(".count b")).to_have_text(f"{everything}")
+
+
+def test_examples_with_the_searched_text_are_marked(page, address, run):
+    page.goto(f"{address}/?text=answer+wait&sort=layer")
+    lists(page, 1)
+    page.locator("#row-0").click()
+    page.wait_for_selector(".passage")
+    found = sum(int(re.findall(r"\((\d+) of", text)[0]) for text in page.get_by_role("tab").all_inner_texts())
+    assert found > 0
+    marked = 0
+    for _ in ("top", "sampled"):
+        marked += page.locator("li.found").count()
+        assert all("answer wait" in text.lower() for text in page.locator("li.found .passage").all_inner_texts())
+        page.keyboard.press("t")
+        page.wait_for_timeout(100)
+    assert marked == found
 
 
 def test_scrolling_fetches_further_pages(page):

@@ -69,7 +69,6 @@ def test_head_is_get_without_a_body(server):
     connection.request("HEAD", "/")
     answer = connection.getresponse()
     assert (answer.status, answer.read()) == (200, b"")
-    assert answer.getheader("server") is None or "uvicorn" in answer.getheader("server")
     connection.close()
 
 
@@ -169,5 +168,5 @@ def test_loopback_is_told(host, expected):
 
 def test_addresses():
     assert address("::1", 5) == "http://[::1]:5/"
-    with pytest.raises(AdapterLensError, match="of 192.0.2.1 must be free"):  # no address of this machine
+    with pytest.raises(AdapterLensError, match=r"of 192\.0\.2\.1 must be free"):  # no address of this machine
         listen("192.0.2.1", 0)

@@ -61,13 +61,13 @@ def test_half_a_character_is_in_no_search(store):
 
 def small(text: list[bytes], sequences: list[int], peaks: list[int], before: int, after: int) -> TextIndex:
     sizes = np.array([len(token) for token in text])
-    rows = np.arange(len(peaks))
-    return TextIndex(b"".join(text), sizes, np.array(sequences), np.array(peaks), rows, len(peaks), before, after)
+    return TextIndex(b"".join(text), sizes, np.array(sequences), np.array(peaks)[:, None], before, after)
 
 
 def tokens(index: TextIndex, part: str) -> list[tuple[int, int]]:
     """First and last token of each occurrence."""
-    return list(zip(*(ends.tolist() for ends in index.occurrences(part)), strict=True))
+    spans = index.occurrences(part)
+    return list(zip(spans.first.tolist(), spans.last.tolist(), strict=True))
 
 
 def test_a_window_must_hold_all_of_it_and_sequences_part_it():
@@ -79,7 +79,9 @@ def test_a_window_must_hold_all_of_it_and_sequences_part_it():
     assert np.flatnonzero(index.rows("some")).tolist() == [1, 2, 4, 5]
     assert not index.rows("yso").any(), "the end of one sequence and the start of the next"
     assert not index.rows("xsomey").any(), "four tokens do not fit in three"
-    assert np.flatnonzero(index.rows("zx")).tolist() == []
+    assert not index.rows("zx").any(), "the text's end and its start"
+    none = small(text, [0, 4, 7], [-1, 5], before=1, after=1)
+    assert none.rows("z").tolist() == [False, True], "where there is no example there is no peak at the text's end"
 
 
 def test_occurrences_overlap_and_empty_tokens_hold_nothing():

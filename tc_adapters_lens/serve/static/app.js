@@ -13,7 +13,7 @@ const KEYS = [
   ["Enter", "open the feature"],
   ["Esc", "leave a field, close the feature"],
   ["t", "examples: highest or sampled"],
-  ["f", "show or hide the filters"],
+  ["f", "show or hide the filters, where there is no room for them"],
   ["?", "these keys"],
 ];
 
@@ -39,7 +39,7 @@ function draw() {
   }
   const open = opened();
   document.title = open ? `${open.join(".")} · ${info.name}` : `Features · ${info.name}`;
-  const asked = summary(info);
+  const asked = summary();
   render(html`<div class="page ${open ? "with-feature" : ""} ${narrowFilters ? "with-filters" : ""}">
     <header class="top">
       <h1><a href="/" @click=${home}><bdi>${info.name}</bdi></a></h1>
@@ -140,17 +140,13 @@ function key(event) {
     Object.assign(actions, { ArrowDown: () => step(1), ArrowUp: () => step(-1) });
     Object.assign(actions, { PageDown: () => list.move(list.cursor + page), PageUp: () => list.move(list.cursor - page) });
     Object.assign(actions, { Home: () => list.move(0), End: () => list.move(list.total - 1) });
-    if (!onControl) actions.Enter = () => openCursor();
+    if (!onControl) actions.Enter = () => list.open(list.cursor);
   }
   const action = actions[event.key];
   if (!action || (onControl?.matches("input") && event.key.length > 1)) return;
   event.preventDefault();
   if (event.key === "/") document.getElementById("f-text")?.focus();
   action();
-}
-
-function openCursor() {
-  list.open(list.cursor);
 }
 
 function escape(event) {

@@ -1,7 +1,7 @@
 // One feature: figures, promoted tokens, where it is active, and its examples.
 import { html, nothing, svg } from "/lib/lit-html.js";
 import { address, ask, count, go, listing, number, params, percent } from "/static/state.js";
-import { chip, passage } from "/static/tokens.js";
+import { chip, passage, searched } from "/static/tokens.js";
 
 const SHORT = [24, 10]; // tokens before and after the peak until an example is opened
 const AROUND = 1000; // further tokens on either side once it is
@@ -130,7 +130,10 @@ export class FeaturePanel {
   examples(data) {
     const tab = params().get("examples") === "sampled" ? "sampled" : "top";
     const shown = data[tab];
-    const names = { top: `Highest (${data.top.length})`, sampled: `Sampled (${data.sampled.length})` };
+    const search = params().get("text") ?? "";
+    const found = new Map([...data.top, ...data.sampled].map((one) => [one, searched(one.texts, search, params().get("case") === "1")]));
+    const tally = (of) => (search ? `${of.filter((one) => found.get(one).size).length} of ${of.length}` : of.length);
+    const names = { top: `Highest (${tally(data.top)})`, sampled: `Sampled (${tally(data.sampled)})` };
     const move = (event) => {
       if (event.key !== "ArrowLeft" && event.key !== "ArrowRight") return;
       event.preventDefault();
@@ -143,20 +146,21 @@ export class FeaturePanel {
         ${["top", "sampled"].map((name) => html`<button role="tab" id=${`tab-${name}`} aria-selected=${tab === name ? "true" : "false"} aria-controls="tabpanel" tabindex=${tab === name ? "0" : "-1"}
           title=${name === "top" ? "Highest activations first" : "Drawn uniformly from all active positions"} @click=${() => go({ examples: name === "top" ? "" : name }, { replace: true })}>${names[name]}</button>`)}</div>
         <span class="scale" aria-hidden="true">0 <i></i> ${number(data.max)}</span></div>
-      <ol id="tabpanel" role="tabpanel" aria-labelledby=${`tab-${tab}`}>${shown.map((example, index) => this.example(example, `${tab}${index}`, data.max))}</ol></div>`;
+      <ol id="tabpanel" role="tabpanel" aria-labelledby=${`tab-${tab}`}>${shown.map((example, index) => this.example(example, `${tab}${index}`, data.max, found.get(example)))}</ol></div>`;
   }
 
-  example(example, key, most) {
+  example(example, key, most, hits) {
     const context = this.expanded.get(key);
     const short = context === undefined;
-    const [from, to] = short ? [Math.max(0, example.peak - SHORT[0]), example.peak + SHORT[1] + 1] : [0, example.texts.length];
-    return html`<li>
+    const near = [example.peak - SHORT[0], example.peak + SHORT[1], ...hits]; // what was searched for is in view
+    const [from, to] = short ? [Math.max(0, Math.min(...near)), Math.max(...near) + 1] : [0, example.texts.length];
+    return html`<li class=${hits.size ? "found" : ""}>
       <div class="about"><b>${number(example.activation)}</b>
         <span>sequence ${count(example.sequence)}, position ${count(example.position)} of ${count(example.length)}</span>
         ${example.group ? html`<bdi class="group">${example.group}</bdi>` : nothing}
         <button aria-expanded=${short ? "false" : "true"} @click=${() => this.expand(example, key)}>${short ? "More context" : "Less"}</button></div>
       <p class="passage ${short ? "short" : ""}" dir="ltr">${passage(example, {
-        from, to, most, breaks: !short, search: params().get("text"), matchCase: params().get("case") === "1", context,
+        from, to, most, breaks: !short, hits, context,
       })}</p></li>`;
   }
 

@@ -1,6 +1,6 @@
 // The filters beside the list. Each writes the address; the list follows it.
 import { html, nothing, svg } from "/lib/lit-html.js";
-import { count, debounce, go, number, params, percent } from "/static/state.js";
+import { debounce, go, params, percent } from "/static/state.js";
 import { CLEAR } from "/static/list.js";
 
 export const DEBOUNCE = 120; // milliseconds of quiet before what is typed is asked for
@@ -129,9 +129,8 @@ function shares(store) {
 }
 
 // What is asked for, in words: for where the filters themselves are out of sight.
-export function summary(info) {
+export function summary() {
   const at = params(), words = [];
-  if (at.get("text")) words.push(`text “${at.get("text")}”`);
   if (at.get("promoted")) words.push(`promotes “${at.get("promoted")}”`);
   if (at.get("layers")) words.push(`layers ${at.get("layers")}`);
   if (at.get("min_frequency")) words.push(`frequency ≥ ${percent(Number(at.get("min_frequency")))}`);

@@ -43,6 +43,7 @@ export function go(changes, { replace = false, typing = "" } = {}) {
 
 addEventListener("popstate", () => {
   lastChange = "";
+  if (document.activeElement?.matches("input")) document.activeElement.blur(); // or it would keep what was typed
   dispatchEvent(new Event("addresschange"));
 });
 

@@ -25,7 +25,7 @@ export function chip(text) {
 }
 
 // Which tokens an occurrence of the searched text touches.
-function searched(texts, search, matchCase) {
+export function searched(texts, search, matchCase) {
   const touched = new Set();
   if (!search) return touched;
   const fold = (text) => (matchCase ? text : text.replace(/[A-Z]/g, (letter) => letter.toLowerCase()));
@@ -43,9 +43,8 @@ function searched(texts, search, matchCase) {
 }
 
 // An example's tokens, coloured by activation relative to `most`.
-//   from, to: which of its tokens; context: texts [before, after] without activations.
-export function passage(example, { from, to, most, breaks, search, matchCase, context }) {
-  const hits = searched(example.texts, search, matchCase);
+//   from, to: which of its tokens; hits: those to underline; context: texts [before, after] without activations.
+export function passage(example, { from, to, most, breaks, hits, context }) {
   const around = (texts) => (texts?.length ? html`<span class="context">${texts.map((text) => html`<bdi>${parts(text, breaks)}</bdi>`)}</span>` : nothing);
   const token = (text, index) => {
     const activation = example.activations[index];
