@@ -6,6 +6,7 @@ AdapterLensError
   PairError          base and target do not match
   DataError          dataset missing, empty or unusable; token ids out of range; sequence too short
   AdapterSetError    adapters missing tensors, of another pair, or corrupt
+  FeatureStoreError  a feature store is incomplete, corrupt, or of other adapters
   RunError           a run's directory or its evaluation cannot be used
   MissingExtraError  an optional package is missing; the message has the pip line
   StopTraining       training was asked to stop, and can go on (command line exit code 130)
@@ -22,6 +23,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "FeatureStoreError",
     "MissingExtraError",
     "PairError",
     "RunError",
@@ -52,6 +54,10 @@ class DataError(AdapterLensError, ValueError):
 
 class AdapterSetError(AdapterLensError, ValueError):
     """An adapter set is incomplete, corrupt, or belongs to another pair."""
+
+
+class FeatureStoreError(AdapterLensError, ValueError):
+    """A feature store is incomplete, corrupt, or of other adapters."""
 
 
 class RunError(AdapterLensError, ValueError):
