@@ -259,7 +259,9 @@ def _vocabulary(pair: HookedDiffTransformer) -> Vocabulary:
     return Vocabulary.of(pair.tokenizer, pair.cfg.d_vocab)
 
 
-def _info(settings: Settings, source: _Source, labelled: LabelledText, text: Text, n_features: int, pair: PairInfo) -> StoreInfo:
+def _info(
+    settings: Settings, source: _Source, labelled: LabelledText, text: Text, n_features: int, pair: PairInfo
+) -> StoreInfo:
     region_tokens, group_tokens, template_tokens = text.counts()
     return StoreInfo(
         model=settings.model,

@@ -147,7 +147,7 @@ class FeatureStore:
             if name in table.column_names and name not in _KEYS:
                 return self.frame()[name].to_numpy()
         column = self._read_table([name]).column(0).combine_chunks()
-        if pa.types.is_fixed_size_list(column.type):
+        if pa.types.is_list(column.type):
             return column.flatten().to_numpy().reshape(len(self), -1)
         return column.to_numpy(zero_copy_only=False)
 
