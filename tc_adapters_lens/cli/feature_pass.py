@@ -131,7 +131,7 @@ def find_features(
     vocabulary = _vocabulary(pair)
     info = _info(settings, source, labelled, text, n_features, pair.pair)
     layers = _layers(source, collector, vocabulary)
-    write_store(out, info, layers, text.tokens, text.offsets, vocabulary, text.groups)
+    write_store(out, info, layers, text, vocabulary)
     remove_shards(out)
     return FeatureStore.open(out)
 

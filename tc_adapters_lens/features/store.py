@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Int32, Int64
+from jaxtyping import Int32, Int64, UInt8
 from safetensors import SafetensorError, safe_open
 
 from tc_adapters_lens.errors import FeatureStoreError, did_you_mean
@@ -121,9 +121,19 @@ class FeatureStore:
         return self._text(TOKENS_FILE, "offsets")
 
     @functools.cached_property
-    def sequence_groups(self) -> Int32[np.ndarray, " n_sequences"] | None:
+    def sequence_groups(self) -> UInt8[np.ndarray, " n_sequences"] | None:
         """Each sequence's index in `info.groups`; None where the text is not grouped."""
         return self._text(TOKENS_FILE, "groups") if self.info.groups else None
+
+    @functools.cached_property
+    def position_regions(self) -> UInt8[np.ndarray, " n_tokens"] | None:
+        """Each flat position's index in `info.regions`; None where the text has none."""
+        return self._text(TOKENS_FILE, "regions") if self.info.regions else None
+
+    @functools.cached_property
+    def position_template(self) -> UInt8[np.ndarray, " n_tokens"] | None:
+        """Each flat position's index in `info.template`; None where the text has none."""
+        return self._text(TOKENS_FILE, "template") if self.info.template else None
 
     @property
     def column_names(self) -> list[str]:

@@ -17,7 +17,7 @@ from tests.features.builder import HOSTILE, synthetic_store
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    return synthetic_store(tmp_path_factory.mktemp("made") / "features", n_features=12, k=3, seed=1)
+    return synthetic_store(tmp_path_factory.mktemp("made") / "features", n_features=12, k=3, dead=0.3, seed=1)
 
 
 def read(path):

@@ -15,10 +15,21 @@ from tc_adapters_lens.errors import FeatureStoreError
 from tc_adapters_lens.features.records import KeptExamples, LayerFeatures, StoreInfo, TokenEffects
 from tc_adapters_lens.features.store import FeatureStore
 from tc_adapters_lens.features.store_files import write_store
+from tc_adapters_lens.features.text import Text
 from tests.features.builder import HOSTILE, PAIR, make_vocabulary, synthetic_store
 
 # Two sequences: flat positions 0..3 and 4..8. One layer of two features; feature 1 is active at positions 1 and 4.
-TOKENS, OFFSETS = np.array([5, 6, 7, 8, 5, 6, 7, 8, 9]), np.array([0, 4, 9])
+TEXT = Text(
+    tokens=np.array([5, 6, 7, 8, 5, 6, 7, 8, 9]),
+    offsets=np.array([0, 4, 9]),
+    counted=np.array([1, 1, 1, 1, 1, 1, 1, 1, 0], bool),
+    regions=np.array([0, 0, 1, 1, 0, 1, 1, 1, 1]),
+    template=np.array([0, 1, 0, 0, 1, 0, 0, 0, 0]),
+    groups=np.array([1, 0]),
+    region_names=("prompt", "answer"),
+    template_names=("content", "<think>"),
+    group_names=("math", "code"),
+)
 INFO = StoreInfo(
     model="replacement",
     hook="blocks.{layer}.mlp.hook_delta.hook_sae_acts_post",
@@ -42,7 +53,6 @@ INFO = StoreInfo(
     adapters_fingerprint="xxh3:0",
     histogram_edges=(0.0, 1.0, 2.0),
 )
-NONE = np.zeros((2, 0))
 
 
 def examples() -> KeptExamples:
@@ -74,7 +84,7 @@ def layer() -> LayerFeatures:
 
 
 def written(directory) -> FeatureStore:
-    write_store(directory, INFO, [layer()], TOKENS, OFFSETS, make_vocabulary(20), np.array([1, 0]))
+    write_store(directory, INFO, [layer()], TEXT, make_vocabulary(20))
     return FeatureStore.open(directory)
 
 
@@ -122,8 +132,14 @@ def test_the_table(tmp_path):
     assert frame["domain:math"].tolist()[1] == 0.5
     assert np.isnan(frame["region:prompt"][0])
     assert list(frame["promoted"][1]) == [0, 1]
+    assert frame["top_template"].isna().tolist() == [True, False]
+    assert frame["top_template"][1] == "<think>"  # both examples, at 4 and 1, are there
+    assert frame["top_template_share"][1] == 1.0
+    assert np.isnan(frame["top_template_share"][0])
     assert store.column("promoted").tolist() == [[3, 4], [0, 1]]
     assert store.column("frequency").tolist() == [0, 0.25]
+    assert store.position_regions.tolist() == TEXT.regions.tolist()
+    assert store.position_template.tolist() == TEXT.template.tolist()
     with pytest.raises(FeatureStoreError, match=r"Got frequenzy. Did you mean 'frequency'\?"):
         store.column("frequenzy")
 
@@ -231,9 +247,9 @@ def test_writing_stops_halfway(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_store(tmp_path / "store", INFO, layers(), TOKENS, OFFSETS, make_vocabulary(20), np.array([1, 0]))
+        write_store(tmp_path / "store", INFO, layers(), TEXT, make_vocabulary(20))
     with pytest.raises(KeyboardInterrupt):
-        write_store(tmp_path / "new", INFO, layers(), TOKENS, OFFSETS, make_vocabulary(20), np.array([1, 0]))
+        write_store(tmp_path / "new", INFO, layers(), TEXT, make_vocabulary(20))
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
     assert FeatureStore.open(tmp_path / "store")[0, 1].n_active == old[0, 1].n_active
 
