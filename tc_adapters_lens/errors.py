@@ -6,6 +6,7 @@ AdapterLensError
   PairError          base and target do not match
   DataError          dataset missing, empty or unusable; token ids out of range; sequence too short
   AdapterSetError    adapters missing tensors, of another pair, or corrupt
+  FeatureStoreError  a feature store is incomplete, corrupt, or of other adapters
   RunError           a run's directory or its evaluation cannot be used
   AssetError         a browser script cannot be fetched
   MissingExtraError  an optional package is missing; the message has the pip line
@@ -24,6 +25,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "FeatureStoreError",
     "MissingExtraError",
     "PairError",
     "RunError",
@@ -54,6 +56,10 @@ class DataError(AdapterLensError, ValueError):
 
 class AdapterSetError(AdapterLensError, ValueError):
     """An adapter set is incomplete, corrupt, or belongs to another pair."""
+
+
+class FeatureStoreError(AdapterLensError, ValueError):
+    """A feature store is incomplete, corrupt, or of other adapters."""
 
 
 class RunError(AdapterLensError, ValueError):

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -252,14 +251,10 @@ class _Measurer:
     def _progress(self, name: str, adapters: AdapterSet, what: list[Any]) -> Progress:
         if self.run is None:
             return Progress()
-        digest = xxhash.xxh3_128()
-        for adapter in adapters.values():
-            for tensor in adapter.state_dict().values():
-                digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
         key = {
             "pair": self.model.pair.to_dict(),
             "dtype": str(self.model.cfg.dtype),
-            "adapters": digest.hexdigest(),
+            "adapters": adapters.fingerprint(),
             "tokens": self.sequences.fingerprint(),
             "batch_size": self.settings.batch_size,
             "bootstrap": [self.settings.bootstrap.n_replicates, self.settings.bootstrap.seed],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from jaxtyping import Float
 from sae_lens import Transcoder
 from torch import Tensor
@@ -167,6 +168,14 @@ class AdapterSet(Mapping[int, Transcoder]):
             name: torch.stack([adapter.get_parameter(name).detach() for adapter in self._adapters])
             for name in PARAMETERS
         }
+
+    def fingerprint(self) -> str:
+        """xxh3 of every parameter's bits, layer after layer: adapters of the same weights have the same."""
+        digest = xxhash.xxh3_128()
+        for adapter in self._adapters:
+            for name in PARAMETERS:
+                digest.update(adapter.get_parameter(name).detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return f"xxh3:{digest.hexdigest()}"
 
     def save(self, directory: str | Path) -> None:
         """Writes the set, whole or not at all. An adapter set that stands there is replaced.

@@ -1,0 +1,164 @@
+"""A feature store on disk: what its files are called, and writing it whole or not at all.
+
+    store.json               StoreInfo, and every other file's size
+    table.parquet            one row per (layer, feature): numbers, shares, promoted tokens
+    layer_N.safetensors      one layer's examples, histograms, counts and token effects
+    tokens.safetensors       the text: all sequences' token ids, flat, and where each starts
+    vocabulary.safetensors   every token id's own bytes
+    labels/NAME.parquet      what was added later
+
+A flat position counts tokens from the first of the first sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Int
+from safetensors.numpy import save_file
+
+from tc_adapters_lens.errors import CheckpointError, FeatureStoreError
+from tc_adapters_lens.features.records import KeptExamples, LayerFeatures, StoreInfo, TokenEffects
+from tc_adapters_lens.models.atomic import atomic_directory, write_json
+from tc_adapters_lens.models.tensor_files import read_json
+from tc_adapters_lens.models.vocabulary import Vocabulary
+
+STORE_FILE = "store.json"
+TABLE_FILE = "table.parquet"
+TOKENS_FILE = "tokens.safetensors"
+VOCABULARY_FILE = "vocabulary.safetensors"
+LABELS = "labels"
+FORMAT = "tc_adapters_lens.feature_store"
+FORMAT_VERSION = 1
+
+_NESTED = {"promoted": TokenEffects, "inhibited": TokenEffects, "top": KeptExamples, "sampled": KeptExamples}
+
+
+def layer_file(layer: int) -> str:
+    return f"layer_{layer}.safetensors"
+
+
+def is_feature_store(directory: Path) -> bool:
+    """Whether a directory holds a store's description, which is there only once all else is; no more is read."""
+    return (directory / STORE_FILE).is_file()
+
+
+def write_store(
+    directory: str | Path,
+    info: StoreInfo,
+    layers: Iterable[LayerFeatures],
+    tokens: Int[np.ndarray, " n_tokens"],
+    offsets: Int[np.ndarray, " n_sequences_plus_1"],
+    vocabulary: Vocabulary,
+    groups: Int[np.ndarray, " n_sequences"] | None = None,
+) -> None:
+    """Write a store, one layer at a time; one that stood there is replaced.
+
+    Args:
+        directory: where.
+        info: what it holds.
+        layers: every layer's features, in order.
+        tokens, offsets: the text, flat, and where each sequence starts (the total at the end).
+        vocabulary: of the model.
+        groups: each sequence's index in `info.groups`, where the text is grouped.
+    Raises:
+        FeatureStoreError: something else stands at `directory`, or it cannot be written to.
+    """
+    with atomic_directory(directory, may_replace=is_feature_store, error=FeatureStoreError) as partial:
+        table: pq.ParquetWriter | None = None
+        n_written = 0
+        for layer, features in enumerate(layers):
+            save_file(_to_arrays(features), partial / layer_file(layer))
+            rows = _table(info, layer, features)
+            table = table or pq.ParquetWriter(partial / TABLE_FILE, rows.schema)
+            table.write_table(rows)
+            n_written += 1
+        assert table is not None
+        assert n_written == info.n_layers
+        table.close()
+        text = {"tokens": tokens.astype(np.int32), "offsets": offsets.astype(np.int64)}
+        if groups is not None:
+            text["groups"] = groups.astype(np.int32)
+        save_file(text, partial / TOKENS_FILE)
+        save_file({"bytes": vocabulary.data, "offsets": vocabulary.offsets}, partial / VOCABULARY_FILE)
+        sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
+        head = {"format": FORMAT, "format_version": FORMAT_VERSION}
+        write_json(partial / STORE_FILE, {**head, **info.to_dict(), "files": sizes})
+
+
+def read_info(directory: Path) -> StoreInfo:
+    """A store's description, once every file is seen to be there in its full size.
+
+    Raises:
+        FeatureStoreError: not a store, another format or version, or a file is missing, truncated or changed.
+    """
+    path = directory / STORE_FILE
+    if not path.is_file():
+        what = f"it has no {STORE_FILE}" if directory.is_dir() else "there is no such directory"
+        raise FeatureStoreError(f"{directory} is not a feature store: {what}. Make one: `tc-adapters features`.")
+    try:
+        values = dict(read_json(path))
+    except CheckpointError as error:
+        raise FeatureStoreError(str(error)) from error
+    for key, wanted in (("format", FORMAT), ("format_version", FORMAT_VERSION)):
+        if (got := values.pop(key, None)) != wanted:
+            raise FeatureStoreError(f"{path} must have {key} {wanted!r}. Got {got!r}. Update tc-adapters-lens.")
+    for name, size in values.pop("files", {}).items():
+        there = (directory / name).stat().st_size if (directory / name).is_file() else None
+        if there != size:
+            got = "it is missing" if there is None else f"{there:,}"
+            raise FeatureStoreError(
+                f"{directory / name} must have {size:,} bytes. Got {got}; copy the store again, or make it again."
+            )
+    return StoreInfo.from_dict(values)
+
+
+def share_columns(info: StoreInfo) -> dict[str, list[str]]:
+    """The table's columns of shares: regions, groups and template positions, in the order of `info`."""
+    return {
+        "regions": [f"region:{name}" for name in info.regions],
+        "groups": [f"{info.group_by}:{name}" for name in info.groups],
+        "template": [f"template:{name}" for name in info.template],
+    }
+
+
+def shares(counts: Int[np.ndarray, "n_features n"], n_active: Int[np.ndarray, " n_features"]) -> np.ndarray:
+    """Counts as shares of a feature's active positions, float32; NaN where it has none."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (counts / n_active[:, None]).astype(np.float32)
+
+
+def _table(info: StoreInfo, layer: int, features: LayerFeatures) -> pa.Table:
+    n = info.n_features
+    columns: dict[str, Any] = {
+        "layer": np.full(n, layer, np.int32),
+        "feature": np.arange(n, dtype=np.int32),
+        "n_active": features.n_active,
+        "frequency": features.n_active / max(info.n_counted, 1),
+        "mean": features.mean,
+        "max": features.maximum,
+    }
+    for kind, names in share_columns(info).items():
+        of_kind = shares(getattr(features, kind), features.n_active)
+        columns |= {name: of_kind[:, index] for index, name in enumerate(names)}
+    for name in ("promoted", "inhibited"):
+        ids = getattr(features, name).ids
+        columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(ids.reshape(-1)), ids.shape[1])
+    return pa.table(columns)
+
+
+def _to_arrays(features: LayerFeatures) -> dict[str, np.ndarray]:
+    arrays = {}
+    for field in fields(LayerFeatures):
+        value = getattr(features, field.name)
+        if field.name in _NESTED:
+            arrays |= {f"{field.name}.{part}": array for part, array in value._asdict().items()}
+        else:
+            arrays[field.name] = value
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
