@@ -21,7 +21,6 @@ from tc_adapters_lens.evaluation.account import account_variants
 from tc_adapters_lens.evaluation.bootstrap import Bootstrap
 from tc_adapters_lens.evaluation.faithfulness import Faithfulness, measure_faithfulness
 from tc_adapters_lens.evaluation.partial import PartialKL, measure_partial
-from tc_adapters_lens.evaluation.progress import Progress
 from tc_adapters_lens.evaluation.record import EVALUATION_FILE, Evaluation, MeasuredOn, Swept
 from tc_adapters_lens.evaluation.variants import (
     Variant,
@@ -34,6 +33,7 @@ from tc_adapters_lens.models.adapter_set import AdapterSet
 from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
 from tc_adapters_lens.models.pair import load_base, load_pair
 from tc_adapters_lens.models.parts import check_parts_fit
+from tc_adapters_lens.models.progress import Progress
 from tc_adapters_lens.models.sampled_file import read_sampled
 from tc_adapters_lens.training.config import DataConfig
 from tc_adapters_lens.training.data import load_sequences

@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tc_adapters_lens.core.sparse import active_entries
 from tc_adapters_lens.core.statistics import feature_counts
 
 __all__ = ["MAX_SPARSE_DENSITY", "AdapterOutputs", "adapter"]
@@ -155,8 +156,9 @@ def _is_sparse(f: Tensor) -> bool:
 
 
 def _active(f: Tensor) -> _Active:
-    rows, features = f.nonzero(as_tuple=True)
-    return _Active(features, f[rows, features], rows, _starts(rows, len(f)))
+    entries = active_entries(f)
+    rows, features = entries // f.shape[-1], entries % f.shape[-1]
+    return _Active(features, f.flatten()[entries], rows, _starts(rows, len(f)))
 
 
 def _starts(sorted_or_not: Tensor, n_groups: int) -> Tensor:

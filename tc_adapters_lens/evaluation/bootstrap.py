@@ -24,6 +24,7 @@ from tc_adapters_lens.evaluation.estimate import Estimate
 
 MIN_SEQUENCES = 10
 _LOW, _HIGH = 0.025, 0.975
+_N_SEQUENCES = "n_sequences"
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,15 @@ class Sums:
             added = (kept @ value.double().reshape(n, -1)).view(-1, *value.shape[1:])
             self.tensors[name] = added if name not in self.tensors else self.tensors[name] + added
         self.n_sequences += n
+
+    def state(self) -> dict[str, Tensor]:
+        """All there is, by name."""
+        return {**self.tensors, _N_SEQUENCES: torch.tensor(self.n_sequences)}
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Become what other sums were."""
+        self.tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
+        self.n_sequences = int(self.tensors.pop(_N_SEQUENCES))
 
     def __getitem__(self, name: str) -> Float[np.ndarray, "n_rows ..."]:
         """All rows of a quantity."""

@@ -26,6 +26,7 @@ from tc_adapters_lens.evaluation.bootstrap import Bootstrap, Sums, finite, ratio
 from tc_adapters_lens.evaluation.estimate import Estimate
 from tc_adapters_lens.evaluation.predictions import (
     Agreement,
+    Batch,
     Positions,
     Prediction,
     TargetPredictions,
@@ -35,11 +36,11 @@ from tc_adapters_lens.evaluation.predictions import (
     n_positions,
     target_predictions,
 )
-from tc_adapters_lens.evaluation.progress import Batch, Progress
 from tc_adapters_lens.evaluation.variants import Variant, predict
 from tc_adapters_lens.models.adapter_set import AdapterSet
 from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
 from tc_adapters_lens.models.names import hook_delta
+from tc_adapters_lens.models.progress import Progress
 
 FREQUENCY_EDGES = (0.0, *(10 ** (half / 2) for half in range(-14, 0)), 1.0 + 1e-9)
 """Borders of the bins of firing frequency, the share of tokens a feature is active on: never, then half decades."""

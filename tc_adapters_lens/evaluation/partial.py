@@ -18,10 +18,10 @@ from torch import Tensor
 
 from tc_adapters_lens.evaluation.bootstrap import Bootstrap, Sums, finite
 from tc_adapters_lens.evaluation.estimate import Estimate
-from tc_adapters_lens.evaluation.predictions import Positions, Prediction, compare_predictions, mean_kl
-from tc_adapters_lens.evaluation.progress import Batch, Progress
+from tc_adapters_lens.evaluation.predictions import Batch, Positions, Prediction, compare_predictions, mean_kl
 from tc_adapters_lens.models.adapter_set import AdapterSet
 from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
+from tc_adapters_lens.models.progress import Progress
 
 
 @dataclass(frozen=True)

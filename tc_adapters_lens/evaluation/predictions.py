@@ -24,6 +24,9 @@ from tc_adapters_lens.models.diff_transformer import Unembedding
 SURE = 0.8
 """Above this the target's largest probability makes it sure of a position."""
 
+Batch = tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]
+"""Tokens, padded on the right, and the mask: True where a position counts."""
+
 _CHUNK_POSITIONS = 512
 _MODELS_AT_ONCE = 8
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tc_adapters_lens.evaluation.bootstrap import Bootstrap, Sums
-from tc_adapters_lens.evaluation.progress import Progress
+from tc_adapters_lens.models.progress import Progress
 
 BATCHES = [(torch.full((2, 3), float(i)), torch.ones(2, 3, dtype=torch.bool)) for i in range(5)]
 

@@ -1,0 +1,238 @@
+"""One pass over a text with a model: what every unit of every layer does, in memory that does not grow with the text.
+
+    Collector.add       one layer's activations of one batch: statistics and examples
+    Collector.merge     what another collector saw of other sequences
+    Collector.features  one layer's result
+
+Only active entries are touched, and all of them at once: finding them costs a look at every activation, the rest costs
+what is active. Counts, sums (in fixed point) and examples do not depend on the order of batches: whoever divides the
+batches of a text among several collectors and merges them has, to the bit, what one collector has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens import HookedTransformer
+from transformer_lens.hook_points import HookPoint
+
+from tc_adapters_lens.core.sparse import active_entries
+from tc_adapters_lens.errors import DataError
+from tc_adapters_lens.features.kept import MAX_TOKENS, Kept, activation_keys, random_keys
+from tc_adapters_lens.features.records import HISTOGRAM_EDGES, LayerFeatures, TokenEffects
+from tc_adapters_lens.features.text import Text, TextBatch
+
+__all__ = ["Collector", "Keeping", "collect"]
+
+_POINT = 2.0**28  # sums are kept in int64 multiples of its inverse: up to 3.4e10, to 4e-9
+_AT_ONCE = 2**24  # activations looked at at a time
+_KINDS = ("top", "sampled")
+_LABELS = ("regions", "groups", "template")
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """Which examples to keep.
+
+    k: of each kind and feature.
+    before, after: tokens of a window before and after its position.
+    seed: of the uniform samples.
+    """
+
+    k: int = 20
+    before: int = 50
+    after: int = 20
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        assert self.k >= 1
+        assert self.before >= 0
+        assert self.after >= 0
+        assert self.before + self.after < 256
+
+    @property
+    def window(self) -> int:
+        return self.before + 1 + self.after
+
+
+class Collector:
+    """Statistics and examples of all layers' units.
+
+    Memory: `8 * n_layers * n_features * k * (window + 2)` bytes and little more: 2.7 GB for 28 layers of
+    8,192 features.
+
+    Args:
+        n_layers, n_features: layers, and units of a layer.
+        text: tells how many regions, groups and template positions there are.
+        keeping: which examples to keep.
+        device: where all this is kept.
+    """
+
+    def __init__(
+        self, n_layers: int, n_features: int, text: Text, keeping: Keeping, device: str | torch.device = "cpu"
+    ) -> None:
+        if len(text.tokens) > MAX_TOKENS:
+            raise DataError(f"A text must have at most {MAX_TOKENS:,} tokens. Got {len(text.tokens):,}; take fewer.")
+        self.keeping = keeping
+        self.n_features = n_features
+        sizes = {"regions": text.region_names, "groups": text.group_names, "template": text.template_names}
+        self._sizes = {name: len(names) for name, names in sizes.items()}
+        self._layers = [self._empty_layer(device) for _ in range(n_layers)]
+
+    def _empty_layer(self, device: str | torch.device) -> _Layer:
+        n = self.n_features
+        widths = {"n_active": 1, "total": 1, "histogram": len(HISTOGRAM_EDGES) - 1, **self._sizes}
+        sums = {name: torch.zeros(n, width, dtype=torch.int64, device=device) for name, width in widths.items()}
+        kept = {kind: Kept(n, self.keeping.k, self.keeping.window, device) for kind in _KINDS}
+        return _Layer(sums, kept)
+
+    def add(self, layer: int, acts: Float[Tensor, "batch pos n_features"], batch: TextBatch) -> None:
+        """Take one layer's activations of a batch.
+
+        Raises:
+            DataError: an activation is not finite.
+        """
+        acts = acts.detach()
+        flat = acts.reshape(-1, self.n_features)
+        counted = batch.counted.flatten()
+        rows_at_once = max(1, _AT_ONCE // self.n_features)
+        for start in range(0, len(flat), rows_at_once):
+            part = flat[start : start + rows_at_once]
+            entries = active_entries(part)
+            rows = torch.div(entries, self.n_features, rounding_mode="floor") + start
+            chosen = counted[rows]
+            rows, features = rows[chosen], entries[chosen] % self.n_features
+            values = part.reshape(-1)[entries[chosen]].float()
+            if len(values):
+                self._add_entries(layer, rows, features, values, acts, batch)
+
+    def _add_entries(
+        self,
+        layer: int,
+        rows: Int[Tensor, " n"],
+        features: Int[Tensor, " n"],
+        values: Float[Tensor, " n"],
+        acts: Float[Tensor, "batch pos n_features"],
+        batch: TextBatch,
+    ) -> None:
+        if not values.isfinite().all():
+            raise DataError(f"Activations must be finite. Got NaN or infinity in layer {layer}. Use float32.")
+        state = self._layers[layer]
+        one = torch.ones_like(features)
+        _count(state.sums["n_active"], features, None, one)
+        _count(state.sums["total"], features, None, (values.double() * _POINT).round().long())
+        _count(state.sums["histogram"], features, _bins(values), one)
+        for name in _LABELS:
+            if self._sizes[name]:
+                _count(state.sums[name], features, getattr(batch, name).flatten()[rows], one)
+
+        n_pos = acts.shape[1]
+
+        def windows_of(entries: Int[Tensor, " m"]) -> Float[Tensor, "m window"]:
+            row = rows[entries].unsqueeze(1)
+            sequence, position = torch.div(row, n_pos, rounding_mode="floor"), row % n_pos
+            around = torch.arange(-self.keeping.before, self.keeping.after + 1, device=row.device)
+            wanted = position + around
+            there = wanted.clamp(0, n_pos - 1)
+            inside = (wanted == there) & batch.inside[sequence, there]
+            return acts[sequence, there, features[entries].unsqueeze(1)].float().masked_fill(~inside, 0)
+
+        positions = batch.positions.flatten()[rows]
+        state.kept["top"].add(features, activation_keys(values, positions), windows_of)
+        state.kept["sampled"].add(features, random_keys(self.keeping.seed, layer, features, positions), windows_of)
+
+    def merge(self, other: Collector) -> None:
+        """Take what another collector, of the same text and settings, saw of other sequences."""
+        for mine, theirs in zip(self._layers, other._layers, strict=True):
+            for name, sums in mine.sums.items():
+                sums += theirs.sums[name]
+            for kind, kept in mine.kept.items():
+                kept.merge(theirs.kept[kind])
+
+    def state(self) -> dict[str, Tensor]:
+        """All there is, by name, to be kept in a file."""
+        return dict(self._tensors())
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Become what another collector, of the same text and settings, was."""
+        for name, tensor in self._tensors():
+            tensor.copy_(tensors[name])
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for index, layer in enumerate(self._layers):
+            yield from ((f"{index}.{name}", sums) for name, sums in layer.sums.items() if sums.numel())
+            for kind, kept in layer.kept.items():
+                yield f"{index}.{kind}.keys", kept.keys
+                yield f"{index}.{kind}.windows", kept.windows
+
+    @property
+    def any_active(self) -> bool:
+        """Whether any unit was active anywhere."""
+        return any(bool(layer.sums["n_active"].any()) for layer in self._layers)
+
+    def features(self, layer: int, promoted: TokenEffects, inhibited: TokenEffects) -> LayerFeatures:
+        """One layer's result."""
+        state = self._layers[layer]
+        sums = {name: tensor.cpu().numpy() for name, tensor in state.sums.items()}
+        n_active, total = sums.pop("n_active")[:, 0], sums.pop("total")[:, 0]
+        top = state.kept["top"].examples(self.keeping.before, by_position=False)
+        return LayerFeatures(
+            n_active=n_active,
+            mean=(total / _POINT / np.maximum(n_active, 1)).astype(np.float32),
+            maximum=top.activations[:, 0],
+            **sums,
+            promoted=promoted,
+            inhibited=inhibited,
+            top=top,
+            sampled=state.kept["sampled"].examples(self.keeping.before, by_position=True),
+        )
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """sums: name -> `[n_features width]`, int64. kept: kind -> examples."""
+
+    sums: dict[str, Tensor]
+    kept: dict[str, Kept]
+
+
+def collect(
+    model: HookedTransformer, hooks: Sequence[str], batches: Iterable[TextBatch], collector: Collector
+) -> Iterator[int]:
+    """Run a model on batches, without its unembedding, and give what its units do to a collector.
+
+    Args:
+        model: in the state to be read, with whatever is attached.
+        hooks: each layer's hook name; its activations are `[batch pos n_features]`.
+    Yields:
+        Sequences of each batch, once the collector has it.
+    """
+
+    def reader(layer: int, batch: TextBatch) -> Callable[[Tensor, HookPoint], None]:
+        return lambda acts, hook: collector.add(layer, acts, batch)
+
+    for batch in batches:
+        reading: list[Any] = [(name, reader(layer, batch)) for layer, name in enumerate(hooks)]
+        with torch.no_grad(), model.hooks(fwd_hooks=reading):
+            model(batch.tokens, return_type=None, stop_at_layer=model.cfg.n_layers)
+        yield len(batch.tokens)
+
+
+def _count(
+    sums: Int[Tensor, "n_features width"], features: Int[Tensor, " n"], column: Tensor | None, amount: Int[Tensor, " n"]
+) -> None:
+    index = features if column is None else features * sums.shape[1] + column
+    sums.view(-1).index_add_(0, index, amount)
+
+
+def _bins(values: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """Each activation's bin of HISTOGRAM_EDGES: its exponent and the first bit of its mantissa."""
+    half_octaves = values.view(torch.int32) >> 22
+    lowest = (-16 + 127) * 2
+    return (half_octaves.long() - lowest).clamp(0, len(HISTOGRAM_EDGES) - 2)
