@@ -92,9 +92,9 @@ def write_dashboards(
     out = Path(out).expanduser()
     index = _open_index(out, model, adapters)
     scripts = _write_scripts(out)
-    pages = {name: batch for batch in _batches(features, per_page) for name in [_page_name(batch, text, store, index)]}
-    missing = [batch for name, batch in pages.items() if name not in index["pages"] or not (out / name).is_file()]
-    names = {batch: name for name, batch in pages.items()}
+    shared = [index["provenance"], text.fingerprint, store is not None, [script.src for script in scripts]]
+    names = {batch: _page_name(batch, shared) for batch in _batches(features, per_page)}
+    missing = [batch for batch, name in names.items() if name not in index["pages"] or not (out / name).is_file()]
     draw = _Drawer(model, adapters, text, store, batch_size, scripts)
     for batch in progress(missing):
         name = names[batch]
@@ -102,8 +102,8 @@ def write_dashboards(
         with atomic_file(out / name, error=RunError) as file:
             file.write_text(html, encoding="utf-8")
         index["pages"][name] = described
-        _write_index(out, index, pages)
-    _write_index(out, index, pages)
+        _write_index(out, index, names.values())
+    _write_index(out, index, names.values())
     return index
 
 
@@ -192,14 +192,10 @@ def _peaks(store: FeatureStore | None, batch: Batch) -> np.ndarray | None:
     return np.concatenate([store.peaks(kind, layer)[list(features)].T.ravel() for kind in ("top", "sampled")])
 
 
-def _page_name(batch: Batch, text: HeldOutText, store: FeatureStore | None, index: dict[str, Any]) -> str:
+def _page_name(batch: Batch, shared: list[Any]) -> str:
     """Of everything that the page depends on, so that one of this name need not be made again."""
-    digest = hashlib.sha256()
-    for array in (text.offsets, text.tokens, text.vocabulary.offsets, text.vocabulary.data):
-        digest.update(np.ascontiguousarray(array).data)
-    parts = [index["provenance"], batch, text.name, text.max_tokens, text.longest, text.seed, store is not None]
-    digest.update(json.dumps([FORMAT_VERSION, VERSION, *parts]).encode())
-    return f"layer_{batch[0]}-{digest.hexdigest()[:12]}.html"
+    key = json.dumps([FORMAT_VERSION, VERSION, batch, *shared], sort_keys=True)
+    return f"layer_{batch[0]}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.html"
 
 
 def _write_scripts(out: Path) -> list[Script]:
@@ -244,7 +240,8 @@ def _open_index(out: Path, model: HookedDiffTransformer, adapters: AdapterSet) -
         index = json.loads(path.read_text(encoding="utf-8"))
         written = {key: index[key] for key in ("format", "format_version")}
         theirs = index["provenance"]["adapters_fingerprint"]
-        index["features"], index["pages"]  # noqa: B018
+        if not all(isinstance(index[key], dict) for key in ("features", "pages")):
+            raise TypeError
     except (OSError, ValueError, KeyError, TypeError) as broken:
         raise RunError(f"{path} cannot be read. Name a new directory with --out, or remove it.") from broken
     if written != {key: new[key] for key in written}:

@@ -1,4 +1,4 @@
-"""sae-dashboard's HTML as a page that works from the disk, says what is true, and shows any token text without running it.
+"""sae-dashboard's HTML as a page that works from the disk and shows any token text without running it.
 
 sae-dashboard puts token texts into a <script>, and with innerHTML into tooltips. Here they come back in as JSON without
 angle brackets, tooltips escape them, and the page's policy runs no script but its own, known by their hashes.
@@ -20,7 +20,6 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sae_dashboard.sae_vis_data import SaeVisData
 
-from tc_adapters_lens import __version__
 from tc_adapters_lens.integrations.sae_dashboard.runner import Drawn
 
 __all__ = ["FeatureFacts", "Script", "render", "render_page", "visible"]
@@ -107,15 +106,15 @@ def render_page(
         styles=styles,
         scripts=scripts,
         inline=own,
-        policy=f"default-src 'none'; script-src 'self' {' '.join(sources)}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "base-uri 'none'; form-action 'none'",
+        policy=f"default-src 'none'; script-src 'self' {' '.join(sources)}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'",
         **about,
     )
 
 
 def render(template: str, **values: Any) -> str:
     """A template of this package; values are escaped."""
-    return _environment().get_template(template).render(version=__version__, visible=visible, **values)
+    return _environment().get_template(template).render(visible=visible, **values)
 
 
 def visible(text: str) -> str:
@@ -178,7 +177,7 @@ def _mended(feature: int, values: dict[str, Any], data: SaeVisData, text_of: Cal
     related = values["featureTablesData"]["0"]
     related["correlatedFeatures"] = [row for row in related["correlatedFeatures"] if row["index"] != feature]
     for histogram in ("actsHistogramData", "logitsHistogramData"):
-        # The package's ticks are multiples of 0.1, and hundreds of thousands of them where values are smaller than that.
+        # These are multiples of 0.1, and where all values are smaller than that, hundreds of thousands of zeros.
         values[histogram]["0"].pop("ticks")
     active = bool(values["actsHistogramData"]["0"]["x"])
     if not active:

@@ -2,7 +2,7 @@
 
 Three things are answered otherwise than a plain HookedTransformer would answer them:
 
-- The model is run as everywhere in this package (`embed_tokens`, then blocks), so a tokenizer's padding side has no say.
+- The model is run as everywhere in this package (`embed_tokens`, then blocks): a tokenizer's padding side has no say.
 - `W_U` goes through the norms before it and has no mean over the vocabulary: the promoted tokens are those of
   `features.promoted`, not those of the bare unembedding.
 - Decoder norms are not folded into the encoder: activations are the replacement model's.

@@ -1,14 +1,16 @@
 """Which tokens a page of dashboards is drawn on.
 
-sae-dashboard takes a rectangle of tokens and counts every position in it. Padding would count as text in which nothing is
-active; pieces from the middle of a sequence would lose what comes before, and with it the replacement model's activations.
-So a page takes the beginnings, all of one length, of sequences that are at least that long: every activation is the one
-that the whole sequence has, because attention is causal.
+sae-dashboard takes a rectangle of tokens and counts every position in it. Padding would count as text in which nothing
+is active; pieces from the middle of a sequence would lose what comes before, and with it the replacement model's
+activations. So a page takes the beginnings, all of one length, of sequences that are at least that long: every
+activation is the one that the whole sequence has, because attention is causal.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -45,7 +47,15 @@ class HeldOutText:
     longest: int = 1024
     seed: int = 0
 
-    @property
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of everything that says what a page's tokens are."""
+        digest = hashlib.sha256(repr((self.name, self.max_tokens, self.longest, self.seed)).encode())
+        for array in (self.offsets, self.tokens, self.vocabulary.offsets, self.vocabulary.data):
+            digest.update(np.ascontiguousarray(array).data)
+        return f"sha256:{digest.hexdigest()}"
+
+    @cached_property
     def length(self) -> int:
         """The one length: that which keeps most tokens of the whole text.
 
@@ -58,7 +68,7 @@ class HeldOutText:
         n_rows = min(int((lengths >= length).sum()), max(1, self.max_tokens // max(length, 1)))
         if n_rows * (length - sum(MARGIN)) < _EXAMPLES:
             raise DataError(
-                f"Dashboards need {_EXAMPLES} positions that are more than {max(MARGIN)} tokens inside their sequences. "
+                f"Dashboards need {_EXAMPLES} positions with {MARGIN[0]} tokens before and {MARGIN[1]} after them. "
                 f"Got {n_rows} sequences of {length} tokens. Use more or longer text, or a larger --max-tokens."
             )
         return length
