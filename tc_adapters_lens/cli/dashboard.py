@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 
 from tc_adapters_lens import assets
-from tc_adapters_lens.cli import feature_choice, options
+from tc_adapters_lens.cli import feature_choice, of_run, options
 from tc_adapters_lens.cli.feature_choice import Order
+from tc_adapters_lens.cli.features import STORES
 from tc_adapters_lens.cli.parser import Parser
 from tc_adapters_lens.errors import ConfigError
 
 if TYPE_CHECKING:
     from tc_adapters_lens.features.store import FeatureStore
     from tc_adapters_lens.integrations.sae_dashboard.text import HeldOutText
+    from tc_adapters_lens.models.adapter_set import AdapterSet
     from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
-    from tc_adapters_lens.training.config import TrainingConfig
 
 SUMMARY = "draw dashboards of chosen features, pages to open without a network"
 EXAMPLE = """\
@@ -31,11 +32,11 @@ examples:
 Pages that are there already are not drawn again. Needs sae-dashboard:
   pip install "tc-adapters-lens[dashboard]" && pip install --no-deps "sae-dashboard==0.8.0\""""
 
-FEATURES, DASHBOARDS = "features", "dashboards"
+DASHBOARDS = "dashboards"
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("--run", type=str, required=True, metavar="DIR", help="a training run: names pair and adapters")
+    of_run.add_adapters(parser, "dashboards/")
     parser.add_argument(
         "--features", type=str | None, metavar="NAMES", help="LAYER.FEATURE with commas; 2.5-2.9 is a range"
     )
@@ -59,13 +60,15 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--out", type=str | None, metavar="DIR", help="directory of the pages (default: RUN/dashboards)"
     )
+    parser.add_argument("--chat-template", type=str | None, metavar="FILE", help="Jinja, for chats in --tokens")
+    parser.add_argument("--allow-other-pair", action="store_true", help="accept adapters trained on another pair")
+    parser.add_argument("--allow-tokenizer-mismatch", action="store_true", help="accept tokenizers that disagree")
     options.add_placement(parser, of_run=True)
     options.add_json(parser)
 
 
 def run(args: Namespace) -> dict[str, Any]:
     _check(args)
-    from tc_adapters_lens.features.store import FeatureStore
     from tc_adapters_lens.integrations.sae_dashboard.dashboards import (
         Batch,
         require_sae_dashboard,
@@ -74,46 +77,34 @@ def run(args: Namespace) -> dict[str, Any]:
     from tc_adapters_lens.models.adapter_set import AdapterSet
     from tc_adapters_lens.models.pair import load_pair
     from tc_adapters_lens.models.pair_info import check_same_pair
-    from tc_adapters_lens.training.config import TrainingConfig
-    from tc_adapters_lens.training.runner import ADAPTERS, CONFIG_FILE
 
     require_sae_dashboard()
-    directory = Path(args.run).expanduser()
-    if not (directory / CONFIG_FILE).is_file():
-        raise ConfigError(f"--run must be the directory of a training run. Got {directory}, without {CONFIG_FILE}.")
-    config = TrainingConfig.from_yaml((directory / CONFIG_FILE).read_text(encoding="utf-8"))
+    directory = of_run.take_from_run(args)
     device = options.torch_device(args.device)
-    adapters = AdapterSet.load(directory / ADAPTERS, device=device)
-    store = None
-    if args.tokens is None or args.top is not None:
-        if not (directory / FEATURES).is_dir():
-            fix = "--features or --group with --tokens" if args.top is not None else "--tokens"
-            raise ConfigError(
-                f"{directory} must have a feature store. Got none. Run `tc-adapters features --run {directory}` first, "
-                f"or name {fix}."
-            )
-        store = FeatureStore.open(directory / FEATURES, adapters)
+    adapters = AdapterSet.from_pretrained(args.adapters, device=device)
+    store = _open_store(args, directory, adapters)
     chosen = _choose(args, store)
     feature_choice.check_features(chosen, adapters.n_layers, adapters.n_features, store)
     model = load_pair(
-        config.base,
-        config.target,
-        base_revision=config.base_revision,
-        target_revision=config.target_revision,
-        dtype=options.torch_dtype(args.dtype or config.dtype),
+        args.base,
+        args.target,
+        base_revision=args.base_revision,
+        target_revision=args.target_revision,
+        dtype=options.torch_dtype(args.dtype),
         device=device,
-        allow_tokenizer_mismatch=config.allow_tokenizer_mismatch,
+        allow_tokenizer_mismatch=args.allow_tokenizer_mismatch,
     )
-    check_same_pair(f"Adapters in {directory / ADAPTERS}", adapters.info.pair, model.pair, "Use that pair.")
+    if not args.allow_other_pair:
+        check_same_pair(f"Adapters in {args.adapters}", adapters.info.pair, model.pair)
     store = store if args.tokens is None else None
-    text = _text(args, config, model, store)
+    text = _text(args, model, store)
 
     def progress(batches: Sequence[Batch]) -> Iterable[Batch]:
         from tqdm.auto import tqdm
 
         return tqdm(batches, desc="drawing", unit=" pages", disable=None)
 
-    out = Path(args.out).expanduser() if args.out is not None else directory / DASHBOARDS
+    out = (directory or Path()) / DASHBOARDS if args.out is None else Path(args.out).expanduser()
     index = write_dashboards(
         model,
         adapters,
@@ -137,9 +128,30 @@ def _check(args: Namespace) -> None:
     if len(given) != 1:
         got = " and ".join(given) or "none of them"
         raise ConfigError(f"One of --features, --top and --group must say which features. Got {got}.")
+    of_run.check_adapters_named(args)
+    if args.run is None and args.out is None:
+        raise ConfigError("--out must be given where there is no --run. It is missing.")
+    if args.run is None and (args.tokens is None or args.top is not None):
+        raise ConfigError("Without --run there is no feature store: name --tokens, and --features or --group.")
     for option in ("per_page", "max_tokens", "context_size", "batch_size"):
         if args[option] < 1:
             raise ConfigError(f"--{option.replace('_', '-')} must be at least 1. Got {args[option]}.")
+
+
+def _open_store(args: Namespace, run: Path | None, adapters: AdapterSet) -> FeatureStore | None:
+    """The run's, where text or choice come from it."""
+    from tc_adapters_lens.features.store import FeatureStore
+    from tc_adapters_lens.features.store_files import is_feature_store
+
+    if run is None or (args.tokens is not None and args.top is None):
+        return None
+    directory = run / STORES["replacement"]
+    if not is_feature_store(directory):
+        fix = "name --tokens, and --features or --group" if args.top is not None else "name --tokens"
+        raise ConfigError(
+            f"{run} must have a feature store. Got none. Run `tc-adapters features --run {run}` first, or {fix}."
+        )
+    return FeatureStore.open(directory, adapters)
 
 
 def _choose(args: Namespace, store: FeatureStore | None) -> list[tuple[int, int]]:
@@ -151,9 +163,7 @@ def _choose(args: Namespace, store: FeatureStore | None) -> list[tuple[int, int]
     return feature_choice.top_features(store, args.top, args.by)
 
 
-def _text(
-    args: Namespace, config: TrainingConfig, model: HookedDiffTransformer, store: FeatureStore | None
-) -> HeldOutText:
+def _text(args: Namespace, model: HookedDiffTransformer, store: FeatureStore | None) -> HeldOutText:
     from tc_adapters_lens.cli.evaluation import load_text
     from tc_adapters_lens.errors import DataError
     from tc_adapters_lens.integrations.sae_dashboard.text import HeldOutText
@@ -167,7 +177,7 @@ def _text(
         path=args.tokens,
         loss_on="all",
         context_size=limits["longest"],
-        chat_template=config.data.chat_template,
+        chat_template=args.chat_template,
     )
     sequences, _, _ = load_text(data, model)
     if model.tokenizer is None:

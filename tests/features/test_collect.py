@@ -35,7 +35,7 @@ def make_text(lengths=(5, 9, 3, 12, 7, 8), seed=0) -> Text:
 
 
 def make_acts(text: Text, density=0.2, n_features=N_FEATURES, seed=1) -> torch.Tensor:
-    """Activations of every flat position, `[n_tokens n_features]`; some are equal, some negative; feature 0 is silent."""
+    """Activations of every flat position, `[n_tokens n_features]`; some equal, some negative; feature 0 is silent."""
     generator = torch.Generator().manual_seed(seed)
     shape = len(text.tokens), n_features
     acts = torch.rand(shape, generator=generator) * 8

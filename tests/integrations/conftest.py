@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from tc_adapters_lens.features import records
 from tc_adapters_lens.features.collect import Collector, Keeping, collect
 from tc_adapters_lens.features.promoted import promoted_tokens
 from tc_adapters_lens.features.records import StoreInfo
@@ -50,11 +49,7 @@ def make_store(directory: Path, model: HookedDiffTransformer, adapters: AdapterS
         list(collect(model, hooks, (text.batch(chosen, "cpu") for chosen in text.batches(8)), collector))
     layers = []
     for layer, adapter in adapters.items():
-        effects = [
-            records.TokenEffects(found.ids.numpy(), found.effects.numpy())
-            for found in promoted_tokens(model, layer, adapter.W_dec)
-        ]
-        layers.append(collector.features(layer, *effects))
+        layers.append(collector.features(layer, *promoted_tokens(model, layer, adapter.W_dec)))
     info = StoreInfo(
         model="replacement",
         hook=HOOK,
