@@ -66,12 +66,11 @@ def top_features(store: FeatureStore, n: int, by: Order) -> list[tuple[int, int]
     """
     if n < 1:
         raise ConfigError(f"--top must be at least 1. Got {n}.")
-    frame = store.frame()
-    active = frame[frame["n_active"] > 0]
-    if active.empty:
+    active = (store.column("n_active") > 0).nonzero()[0]
+    if not len(active):
         raise ConfigError(f"--top needs features that are active. Got none in {store.directory}.")
-    chosen = active.sort_values([by, "layer", "feature"], ascending=[False, True, True], kind="stable").head(n)
-    return [(int(layer), int(feature)) for layer, feature in zip(chosen["layer"], chosen["feature"], strict=True)]
+    rows = active[(-store.column(by)[active]).argsort(kind="stable")][:n]
+    return [divmod(int(row), store.info.n_features) for row in rows]
 
 
 def check_features(
