@@ -1,4 +1,4 @@
-"""Parts of a feature pass that other processes or machines do: `OUT.shards/I-of-N.safetensors`, until they are merged."""
+"""Parts of a feature pass, done by other processes or machines: `OUT.shards/I-of-N.safetensors` until merged."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ examples:
   tc-adapters features --run runs/r1-distill-qwen-7b --tokens responses.jsonl --dtype bfloat16
   tc-adapters features --run runs/toy --tokens toy --model target           # its MLP neurons
 
-A large text can be divided: run the same command with --shard 0/4 to --shard 3/4, on as many machines as there are, then
-once with --merge 4. The store is, to the bit, what one process makes."""
+A large text can be divided: run the same command with --shard 0/4 to --shard 3/4, on as many machines as there are,
+then once with --merge 4. The store is, to the bit, what one process makes."""
 
 STORES = {"replacement": "features", "target": "features-target", "base": "features-base"}
 
@@ -104,7 +104,8 @@ def run(args: Namespace) -> dict[str, Any]:
     place = {"dtype": options.torch_dtype(args.dtype), "device": options.torch_device(args.device)}
     store = find_features(settings, out, shard=shard, merge=args.merge, **place)
     if store is None:
-        print(f"Shard {args.shard} of {out} is done. When all are: the same command with --merge {args.shard[2:]}.")
+        assert shard is not None
+        print(f"Shard {args.shard} of {out} is done. When all are: the same command with --merge {shard.n}.")
         return {"shard": args.shard, "store": str(out)}
     print(features_table(store))
     print(f"Written: {out}. To look through it: tc-adapters serve {directory or out}")

@@ -147,7 +147,7 @@ class FeatureStore:
             if name in table.column_names and name not in _KEYS:
                 return self.frame()[name].to_numpy()
         column = self._read_table([name]).column(0).combine_chunks()
-        if pa.types.is_fixed_size_list(column.type):
+        if pa.types.is_list(column.type):
             return column.flatten().to_numpy().reshape(len(self), -1)
         return column.to_numpy(zero_copy_only=False)
 
@@ -217,12 +217,15 @@ class FeatureStore:
     def _examples(self, layer: int, feature: int, kind: ExampleKind) -> list[Example]:
         k, before, after = self.info.k, self.info.before, self.info.after
         positions = self._read(layer, f"{kind}.positions", feature)
+        n_examples = int((positions >= 0).sum())
+        if n_examples == 0:  # safetensors refuses the empty slice behind the last entry
+            return []
         activations = self._read(layer, f"{kind}.activations", feature)
         starts = self._read(layer, f"{kind}.starts", slice(feature * k, (feature + 1) * k + 1))
         entries = slice(int(starts[0]), int(starts[-1]))
         offsets, values = (self._read(layer, f"{kind}.{part}", entries) for part in ("offsets", "values"))
         examples = []
-        for index in range(int((positions >= 0).sum())):
+        for index in range(n_examples):
             flat = int(positions[index])
             sequence = int(np.searchsorted(self.offsets, flat, side="right")) - 1
             begin, end = int(self.offsets[sequence]), int(self.offsets[sequence + 1])

@@ -149,7 +149,8 @@ def _table(info: StoreInfo, layer: int, features: LayerFeatures) -> pa.Table:
         columns |= {name: of_kind[:, index] for index, name in enumerate(names)}
     for name in ("promoted", "inhibited"):
         ids = getattr(features, name).ids
-        columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(ids.reshape(-1)), ids.shape[1])
+        lists = np.arange(len(ids) + 1, dtype=np.int32) * ids.shape[1]
+        columns[name] = pa.ListArray.from_arrays(lists, ids.reshape(-1))
     return pa.table(columns)
 
 

@@ -27,7 +27,7 @@ from tc_adapters_lens.training.report import DataReport, RowCounts
 from tc_adapters_lens.training.rows import local_content, open_rows
 from tc_adapters_lens.training.sequences import BatchPlan, TokenBatch, TokenSequences
 
-__all__ = ["BatchPlan", "DataReport", "TokenBatch", "TokenSequences", "load_sequences", "open_rows"]
+__all__ = ["BatchPlan", "DataReport", "TokenBatch", "TokenSequences", "load_cached", "load_sequences", "open_rows"]
 
 Rows: TypeAlias = "datasets.Dataset | Sequence[Mapping[str, Any]]"
 Encoder: TypeAlias = Callable[[list[dict[str, Any]], Sequence[int]], list["Encoded | Unusable"]]

@@ -5,7 +5,7 @@ Everything works on flat arrays: position `offsets[s] + p` is position p of sequ
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
@@ -104,14 +104,14 @@ def label_template(
     return tuple(name for name, kept in zip(names, occurs, strict=True) if kept), renumbered[labels]
 
 
-def template_ids(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> list[int]:
+def template_ids(tokenizer: Any, chat_template: str | None) -> list[int]:
     """Added tokens that the chat template writes, in its order; begin and end of sequence; the think markers.
 
     Args:
         tokenizer: the target's.
         chat_template: Jinja text; None: the tokenizer's own, if it has one.
     """
-    found: list[int | None] = [tokenizer.bos_token_id]
+    found: list[Any] = [tokenizer.bos_token_id]
     for chat in _CHATS:
         for generation_prompt in (False, True):
             try:
@@ -121,10 +121,9 @@ def template_ids(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) 
             except (jinja2.TemplateError, ValueError, TypeError):  # no template, or it wants other chats
                 continue
     found += [tokenizer.eos_token_id, _one_token(tokenizer, _OPEN), _one_token(tokenizer, _CLOSE)]
-    added, content = tokenizer.added_tokens_decoder, tokenizer("a", add_special_tokens=False)["input_ids"]
-    kept = dict.fromkeys(token_id for token_id in found if token_id is not None)
-    always = (*found[:1], *found[-3:])
-    return [one for one in kept if one in always or (one in added and one not in content)]
+    always = (found[0], *found[-3:])
+    added = set(tokenizer.added_tokens_decoder) - set(tokenizer.encode("a", add_special_tokens=False))
+    return [one for one in dict.fromkeys(found) if one is not None and (one in always or one in added)]
 
 
 class _Marker(NamedTuple):
@@ -185,7 +184,7 @@ def _occurrences(text: bytes, word: bytes) -> list[int]:
     return found
 
 
-def _one_token(tokenizer: PreTrainedTokenizerBase, marker: str) -> int | None:
+def _one_token(tokenizer: Any, marker: str) -> int | None:
     token_id = tokenizer.convert_tokens_to_ids(marker)
     known = isinstance(token_id, int) and tokenizer.convert_ids_to_tokens(token_id) == marker
     return token_id if known else None

@@ -100,6 +100,15 @@ def test_a_dead_feature_has_no_examples_and_no_shares(tmp_path):
     assert (feature.n_active, feature.top, feature.sampled, feature.regions) == (0, [], [], {})
 
 
+def test_dead_features_behind_the_last_example_have_none_either(tmp_path):
+    store = synthetic_store(tmp_path / "store", n_layers=3, n_features=6, dead=0.5)
+    dead = [(layer, feature) for layer in range(3) for feature in range(6) if not store[layer, feature].n_active]
+    assert any(feature == 5 for _, feature in dead)
+    assert all(store[key].top == store[key].sampled == [] for key in dead)
+    silent = synthetic_store(tmp_path / "silent", n_features=3, dead=1.0)
+    assert silent[1, 2].top == []
+
+
 @pytest.mark.parametrize("key", [(1, 0), (0, 2), (-1, 0), (0, -1)])
 def test_features_that_are_not_there(tmp_path, key):
     with pytest.raises(KeyError, match=r"features \(0, 0\) to \(0, 1\). Got"):
