@@ -53,9 +53,11 @@ def page_data(path: Path) -> dict:
 def test_activations_are_those_of_the_replacement_model(family, layer):
     model = load_pair(*tiny_pair(family))
     adapters = random_adapters(model)
-    before = adapters.state()
+    before, objects = adapters.state(), list(map(id, adapters[layer].parameters()))
     drawn = draw(model, adapters, layer, FEATURES, TOKENS, readout(model, layer, D_VOCAB), batch_size=4)
     assert all(torch.equal(tensor, before[name]) for name, tensor in adapters.state().items())
+    assert objects == list(map(id, adapters[layer].parameters()))
+    assert "fold_W_dec_norm" not in vars(adapters[layer])
     assert not model.acts_to_saes
     assert set(model.modes) == {"target"}
 
@@ -210,6 +212,15 @@ def test_every_feature_has_a_place_for_every_group(drawable, tmp_path):
         for components in page_data(tmp_path / file).values():
             for group in components["tokenData"]:
                 assert page.count(f'<div class="seq-group" id="{group}"></div>') == 1
+
+
+def test_axes_of_small_values_have_plotlys_own_ticks(drawable, tmp_path):
+    """sae-dashboard's would be multiples of 0.1, or a list of zeros as long as the values are small."""
+    index = write(drawable, tmp_path, [(1, 3)])
+    shown = page_data(tmp_path / index["features"]["1.3"])["3"]
+    for histogram in ("actsHistogramData", "logitsHistogramData"):
+        assert "ticks" not in shown[histogram]["0"]
+        assert sum(shown[histogram]["0"]["y"]) > 0
 
 
 def test_a_silent_feature_says_so(drawable, tmp_path):
