@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -159,7 +159,7 @@ class _Source(NamedTuple):
     model: HookedTransformer
     attached: AbstractContextManager[Any]
     hooks: list[str]
-    directions: list[Tensor] | None
+    directions: Sequence[Tensor] | None
     adapters: AdapterSet | None
 
 
