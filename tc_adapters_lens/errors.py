@@ -8,6 +8,7 @@ AdapterLensError
   AdapterSetError    adapters missing tensors, of another pair, or corrupt
   FeatureStoreError  a feature store is incomplete, corrupt, or of other adapters
   RunError           a run's directory or its evaluation cannot be used
+  AssetError         a browser script cannot be fetched
   MissingExtraError  an optional package is missing; the message has the pip line
   StopTraining       training was asked to stop, and can go on (command line exit code 130)
 """
@@ -20,6 +21,7 @@ from collections.abc import Iterable
 __all__ = [
     "AdapterLensError",
     "AdapterSetError",
+    "AssetError",
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -62,6 +64,10 @@ class FeatureStoreError(AdapterLensError, ValueError):
 
 class RunError(AdapterLensError, ValueError):
     """A run's directory or its evaluation cannot be used."""
+
+
+class AssetError(AdapterLensError):
+    """A browser script cannot be fetched."""
 
 
 class MissingExtraError(AdapterLensError, ImportError):

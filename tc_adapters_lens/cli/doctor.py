@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jsonargparse import Namespace
 
+from tc_adapters_lens import assets
 from tc_adapters_lens.cli import options
 from tc_adapters_lens.cli.findings import Findings
 from tc_adapters_lens.cli.output import write_json
@@ -132,6 +133,13 @@ def _check_environment(findings: Findings) -> Environment:
             findings.add(what, "note", f"{wanted}. Only needed for: {package.extra}. {found.install[package.extra]}")
     if all(package.wanted is None for package in found.packages):
         findings.add(f"{DISTRIBUTION} is not installed, so the ranges it needs are not known", "note")
+    if found.missing_scripts:
+        names = ", ".join(found.missing_scripts)
+        findings.add(
+            f"scripts not here: {names}", "note", f"pages will link them on a CDN. {assets.COMMAND} fetches them"
+        )
+    else:
+        findings.add("browser scripts of pages are here", "passed")
     for device in found.devices:
         findings.add(device, "note")
     return found

@@ -13,6 +13,8 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from tc_adapters_lens import assets
+
 DISTRIBUTION = "tc-adapters-lens"
 # Always shown; any other package that the core needs is shown if it is missing or outside its range.
 SHOWN = (
@@ -58,11 +60,13 @@ class Environment:
     packages: core and extras, those of `SHOWN` first.
     install: extra -> the line that installs it, for extras of which something is missing.
     devices: what there is to compute on, one line each.
+    missing_scripts: browser scripts that are not fetched; pages link them on a CDN.
     """
 
     packages: list[Package]
     install: dict[str, str]
     devices: list[str]
+    missing_scripts: list[str]
 
     @property
     def broken(self) -> list[Package]:
@@ -88,6 +92,7 @@ def environment() -> Environment:
         [Package("python", version, _ordered(SpecifierSet(python)) or None, None, satisfied), *packages],
         install_lines(packages),
         devices(),
+        [name for name in assets.ASSETS if assets.find(name) is None],
     )
 
 

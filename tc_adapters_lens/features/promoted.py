@@ -20,7 +20,7 @@ from transformer_lens.components import LayerNorm
 
 from tc_adapters_lens.features.records import TokenEffects
 
-__all__ = ["promoted_tokens"]
+__all__ = ["promoted_tokens", "through_norms"]
 
 _DIRECTIONS_AT_ONCE = 256
 _TOKENS_AT_ONCE = 16_384  # of the unembedding, which may be stored in fewer bits than float32
@@ -51,7 +51,7 @@ def promoted_tokens(
     W_U = model.W_U[:, :n_known]
     found: list[tuple[Tensor, ...]] = []
     for chunk in directions.split(_DIRECTIONS_AT_ONCE):
-        read = _through_norms(model, layer, chunk.to(W_U.device, torch.float32))
+        read = through_norms(model, layer, chunk.to(W_U.device, torch.float32))
         effects = torch.cat([read @ part.float() for part in W_U.split(_TOKENS_AT_ONCE, dim=1)], dim=1)
         mean = effects.mean(dim=1, keepdim=True)
         most, least = effects.topk(n_tokens, dim=1), effects.topk(n_tokens, dim=1, largest=False)
@@ -61,7 +61,10 @@ def promoted_tokens(
     return TokenEffects(ids, effects), TokenEffects(inhibited_ids, inhibited)
 
 
-def _through_norms(model: HookedTransformer, layer: int, directions: Tensor) -> Tensor:
+def through_norms(
+    model: HookedTransformer, layer: int, directions: Float[Tensor, "n d_model"]
+) -> Float[Tensor, "n d_model"]:
+    """Directions as the unembedding reads them, the norms' denominators taken as 1; linear in the directions."""
     for norm in (getattr(model.blocks[layer], "ln2_post", None), model.ln_final):
         if norm is None:
             continue

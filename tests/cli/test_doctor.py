@@ -89,6 +89,15 @@ def test_alone_it_shows_the_installation(doctor):
     assert result["weight_change"] is result["memory"] is result["config"] is None
 
 
+def test_missing_browser_scripts_are_a_note_with_the_command(monkeypatch, tmp_path, doctor):
+    monkeypatch.setattr("sys.prefix", str(tmp_path))
+    out, _, result = doctor()
+    assert "scripts not here: d3, lit-html" in out
+    assert "python -m tc_adapters_lens.assets fetches them" in out
+    assert result["environment"]["missing_scripts"] == ["d3", "lit-html"]
+    assert result["ok"]
+
+
 def test_a_good_pair_shows_every_check_passed_and_the_weight_change(saved, doctor):
     out, _, result = doctor("--base", saved[0], "--target", saved[1])
     for line in (
