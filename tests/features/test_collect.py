@@ -121,6 +121,7 @@ def test_samples_are_active_counted_positions_in_order_without_repetition():
     for feature, positions in enumerate(found.sampled.positions):
         there = positions[positions >= 0]
         assert len(there) == min(KEEPING.k, found.n_active[feature])
+        assert (positions[len(there) :] == -1).all()
         assert (np.diff(there) > 0).all()
         assert (acts[there, feature] > 0).all()
         assert text.counted[there].all()

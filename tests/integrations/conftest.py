@@ -72,7 +72,7 @@ def make_store(directory: Path, model: HookedDiffTransformer, adapters: AdapterS
         adapters="adapters",
         adapters_fingerprint=adapters.fingerprint(),
     )
-    write_store(directory, info, layers, tokens, offsets, make_vocabulary(D_VOCAB, HOSTILE))
+    write_store(directory, info, layers, text, make_vocabulary(D_VOCAB, HOSTILE))
     return FeatureStore.open(directory, adapters)
 
 
