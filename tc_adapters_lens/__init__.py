@@ -19,9 +19,11 @@ if TYPE_CHECKING:
         CheckpointError,
         ConfigError,
         DataError,
+        FeatureStoreError,
         MissingExtraError,
         PairError,
     )
+    from tc_adapters_lens.features.store import FeatureStore
     from tc_adapters_lens.models.adapter_set import AdapterSet, AdapterSetInfo
     from tc_adapters_lens.models.checkpoints import Checkpoint
     from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
@@ -39,6 +41,8 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "FeatureStore",
+    "FeatureStoreError",
     "HookedDiffTransformer",
     "MissingExtraError",
     "PairError",
@@ -51,6 +55,7 @@ _HOME = {
     "AdapterSet": "models.adapter_set",
     "AdapterSetInfo": "models.adapter_set",
     "Checkpoint": "models.checkpoints",
+    "FeatureStore": "features.store",
     "HookedDiffTransformer": "models.diff_transformer",
     "PairInfo": "models.pair_info",
     "load_pair": "models.pair",

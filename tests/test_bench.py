@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from scripts import bench_measure, bench_train
+from scripts import bench_features, bench_measure, bench_train
 from scripts.bench_measure import Watch, refusal, saved_bytes, shares, watched_step
 from scripts.bench_steps import PARTS, Floor, Naive, Ours, Shape, Subject
+from tc_adapters_lens.features.collect import Keeping
 
 SHAPE = Shape(
     d_model=32, n_layers=3, n_heads=4, n_kv_heads=2, d_mlp=48, n_features=40, d_vocab=97, length=24, batch=2, l0=10.0
@@ -196,3 +197,14 @@ def test_everything_is_printed_and_written(tmp_path, monkeypatch, capsys):
 def test_wrong_use_is_one_line(wrong):
     with pytest.raises(SystemExit, match=r"^--[^\n]* Got [^\n]*$"):
         bench_train.main([*wrong.split(), "--layers", "2"])
+
+
+def test_the_feature_pass_finds_what_a_loop_finds():
+    subject, keeping = bench_features.Subject(64, l0=6.0, n_sequences=12, batch_size=5), Keeping(k=4, before=6, after=3)
+    collector = subject.ours(keeping)
+    assert 3 < subject.measured_l0(collector) < 12
+    loop = subject.loop(keeping)
+    bench_features.require_same(loop, collector)
+    loop.top[1][next(f for f, heap in enumerate(loop.top[1]) if heap)][0][1][6] += 1e-3
+    with pytest.raises(AssertionError):
+        bench_features.require_same(loop, collector)

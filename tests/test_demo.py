@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tc_adapters_lens.cli.main import main
+from tc_adapters_lens.features.store import FeatureStore
 from tc_adapters_lens.models.adapter_set import AdapterSet
 
 
@@ -37,4 +38,8 @@ def test_demo_shows_what_the_paper_shows(seed: int, tmp_path: Path, capsys: pyte
     assert "<title>" in (out / "report.html").read_text()
     assert (out / "faithfulness.png").stat().st_size > 10_000
     for name in ("sparse", "dense"):
-        assert AdapterSet.load(out / name / "adapters").n_features == 1024
+        adapters = AdapterSet.load(out / name / "adapters")
+        assert adapters.n_features == 1024
+        table = FeatureStore.open(out / name / "features", adapters).frame()
+        l0 = table["frequency"].sum() / adapters.n_layers
+        assert l0 == pytest.approx(result[name]["l0"]["value"], rel=0.3)  # of all positions, not of responses alone

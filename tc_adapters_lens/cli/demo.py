@@ -1,4 +1,4 @@
-"""`tc-adapters demo`: the built-in pair from two models to trained adapters."""
+"""`tc-adapters demo`: the built-in pair from two models to trained adapters and their features."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tc_adapters_lens.cli import options
 from tc_adapters_lens.cli.output import write_json
 from tc_adapters_lens.cli.parser import Parser
 
-SUMMARY = "train adapters for the built-in pair at two sparsity weights and show how faithful they are"
+SUMMARY = "train adapters for the built-in pair at two sparsity weights, measure them and find their features"
 EXAMPLE = "example:\n  tc-adapters demo --out runs/demo"
 
 # The dense adapters start from the sparse ones, which saves half of their training.
@@ -31,7 +31,10 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: Namespace) -> dict[str, Any]:
+    from tc_adapters_lens.cli import feature_pass
     from tc_adapters_lens.cli.evaluation import Settings, evaluate
+    from tc_adapters_lens.cli.features import STORES
+    from tc_adapters_lens.features.collect import Keeping
     from tc_adapters_lens.report.faithfulness import faithfulness_table, plot_faithfulness
     from tc_adapters_lens.report.page import write_report
     from tc_adapters_lens.training.config import DataConfig, load_config
@@ -52,6 +55,16 @@ def run(args: Namespace) -> dict[str, Any]:
         settings = Settings(config.base, config.target, str(out / name / ADAPTERS), text, batch_size=32)
         evaluation = evaluate(settings, out / name, model=model)
         results[name], summary[name] = evaluation.faithfulness, evaluation.to_dict()
+        read = feature_pass.Settings(
+            config.base,
+            config.target,
+            settings.adapters,
+            DataConfig(path="toy"),
+            group_by="domain",
+            keeping=Keeping(seed=args.seed),
+            batch_size=32,
+        )
+        feature_pass.find_features(read, out / name / STORES["replacement"], pair=model)
     write_json(out / RESULT, summary)
     write_report([out / name for name in results], out / PAGE)
     plot_faithfulness(results, out / PICTURE, "Built-in pair: what adapters recover of the fine-tuned target")
@@ -59,6 +72,8 @@ def run(args: Namespace) -> dict[str, Any]:
     print(f"\nOn {results['sparse'].n_tokens:,} response tokens sampled from the target:\n")
     print(faithfulness_table(results))
     places = {f"{name} adapters": out / name / ADAPTERS for name in results}
+    places |= {f"{name} features": out / name / STORES["replacement"] for name in results}
     places |= {"page": out / PAGE, "picture": out / PICTURE, "figures": out / RESULT}
     print("\nWritten:", *(f"  {what:16} {place}" for what, place in places.items()), sep="\n")
+    print(f"\nTo look through the features: tc-adapters serve {out / 'sparse'}")
     return summary

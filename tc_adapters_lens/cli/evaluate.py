@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import Namespace
 
-from tc_adapters_lens.cli import baselines, options
+from tc_adapters_lens.cli import baselines, of_run, options
 from tc_adapters_lens.cli.parser import Parser
 from tc_adapters_lens.errors import ConfigError
 
@@ -30,14 +28,7 @@ The last three are trained first, as the adapters were, into RUN/baselines/."""
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument(
-        "--run",
-        type=str | None,
-        metavar="DIR",
-        help="a training run: names pair and adapters, and gets evaluation.json, which `report` reads",
-    )
-    options.add_pair(parser, required=False)
-    parser.add_argument("--adapters", type=str | None, metavar="DIR", help="directory or hub id of trained adapters")
+    of_run.add_adapters(parser, "evaluation.json, which `report` reads")
     parser.add_argument(
         "--tokens",
         type=str,
@@ -102,8 +93,7 @@ def run(args: Namespace) -> dict[str, Any]:
     from tc_adapters_lens.report.faithfulness import faithfulness_table
     from tc_adapters_lens.training.config import DataConfig
 
-    run_directory = None if args.run is None else Path(args.run)
-    _take_from_run(args, run_directory)
+    run_directory = of_run.take_from_run(args)
     place = {"dtype": options.torch_dtype(args.dtype), "device": options.torch_device(args.device)}
     settings = Settings(
         **{name: args[name] for name in ("base", "target", "base_revision", "target_revision", "adapters")},
@@ -139,17 +129,12 @@ def _check(args: Namespace, names: list[str]) -> None:
         if args[option] is not None and args[option] < 1:
             raise ConfigError(f"--{option.replace('_', '-')} must be at least 1. Got {args[option]}.")
     trained = [name for name in names if name in baselines.TRAINED]
-    if args.run is None:
-        missing = [f"--{name}" for name in ("base", "target", "adapters") if args[name] is None]
-        if missing:
-            raise ConfigError(
-                f"Either --run, or --base, --target and --adapters must be given. {missing[0]} is missing."
-            )
-        if trained:
-            raise ConfigError(
-                f"--baselines {','.join(trained)} are trained into a run's directory. Got no --run; name it, or leave "
-                "them out."
-            )
+    of_run.check_adapters_named(args)
+    if args.run is None and trained:
+        raise ConfigError(
+            f"--baselines {','.join(trained)} are trained into a run's directory. Got no --run; name it, or leave "
+            "them out."
+        )
     if (args.sample is None) != (args.prompts is None):
         raise ConfigError("--sample and --prompts go together: how many responses, and to what. Got one of them.")
     if args.max_new_tokens is not None and args.sample is None:
@@ -173,29 +158,3 @@ def _sample(args: Namespace, settings: Settings) -> None:
         dtype=args.dtype,
         device=args.device,
     )
-
-
-def _take_from_run(args: Namespace, directory: Path | None) -> None:
-    """What is not given is as the run's configuration says."""
-    if directory is not None:
-        from tc_adapters_lens.models.adapter_set import is_adapter_set
-        from tc_adapters_lens.training.config import TrainingConfig
-        from tc_adapters_lens.training.runner import ADAPTERS, CONFIG_FILE
-
-        path = directory / CONFIG_FILE
-        if not path.is_file():
-            raise ConfigError(
-                f"--run must be the directory of a training run. Got {directory}, which has no {CONFIG_FILE}."
-            )
-        config = TrainingConfig.from_yaml(path.read_text(encoding="utf-8"))
-        if args.adapters is None and not is_adapter_set(directory / ADAPTERS):
-            why = (
-                "it is not finished; start it again" if config.trained == "adapters" else f"it trained {config.trained}"
-            )
-            raise ConfigError(f"--run must have trained adapters. Got {directory}: {why}.")
-        of_run = {**dataclasses.asdict(config), "adapters": str(directory / ADAPTERS)}
-        of_run["chat_template"] = config.data.chat_template
-        for name in ("base", "target", "base_revision", "target_revision", "adapters", "dtype", "chat_template"):
-            args[name] = of_run[name] if args[name] is None else args[name]
-        args.allow_tokenizer_mismatch = args.allow_tokenizer_mismatch or config.allow_tokenizer_mismatch
-    args.dtype = args.dtype or "float32"

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tc_adapters_lens import toy
 from tc_adapters_lens.cli import baselines
 from tc_adapters_lens.cli.output import write_json
+from tc_adapters_lens.cli.text import named_text, require_fitting
 from tc_adapters_lens.errors import DataError
 from tc_adapters_lens.evaluation.account import account_variants
 from tc_adapters_lens.evaluation.bootstrap import Bootstrap
@@ -184,13 +184,10 @@ def load_text(
 ) -> tuple[TokenSequences, DataReport, dict[str, Any] | None]:
     """The sequences to measure on, what became of the rows, and how they were sampled if `generate` did it.
 
-    Nothing is cut unless `data.context_size` says so.
-
     Raises:
         DataError: no such text, nothing usable in it, sequences longer than the context, or sampled from another model.
     """
-    if data.path == "toy":
-        data = replace(data, path=str(toy.EVAL_TOKENS))
+    data = named_text(data)
     sampling = read_sampled(data.path)
     if sampling is not None and sampling["settings"]["target_fingerprint"] != model.pair.target_fingerprint:
         raise DataError(
@@ -198,11 +195,7 @@ def load_text(
             f"from {sampling['target']['name']}. Sample from this target: `tc-adapters generate`."
         )
     sequences, report = load_sequences(data, model.tokenizer, model.cfg.d_vocab, model.cfg.n_ctx)
-    if report.n_truncated and data.context_size is None:
-        raise DataError(
-            f"Sequences must fit the model's context of {model.cfg.n_ctx:,} tokens. Got {report.n_truncated:,} longer "
-            f"ones in {data.path}. Cut them with --context-size {model.cfg.n_ctx}, or leave them out."
-        )
+    require_fitting(data, report, model)
     return sequences, report, sampling
 
 

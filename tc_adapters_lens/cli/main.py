@@ -17,7 +17,19 @@ import sys
 from collections.abc import Sequence
 
 from tc_adapters_lens import __version__
-from tc_adapters_lens.cli import demo, doctor, evaluate, export, generate, import_, report, serve, train
+from tc_adapters_lens.cli import (
+    dashboard,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    features,
+    generate,
+    import_,
+    report,
+    serve,
+    train,
+)
 from tc_adapters_lens.cli.output import write_json
 from tc_adapters_lens.cli.parser import Parser
 from tc_adapters_lens.errors import AdapterLensError, ConfigError, StopTraining
@@ -30,6 +42,8 @@ VERBS = {
     "generate": generate,
     "evaluate": evaluate,
     "report": report,
+    "features": features,
+    "dashboard": dashboard,
     "serve": serve,
     "import": import_,
     "export": export,

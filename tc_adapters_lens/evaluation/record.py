@@ -79,16 +79,19 @@ class Evaluation:
             "pair": self.pair.to_dict(),
             "adapters": self.adapters,
             "recipe": self.recipe,
-            "versions": {
-                **{name.replace("-", "_"): importlib.metadata.version(name) for name in _PACKAGES},
-                "python": platform.python_version(),
-            },
+            "versions": versions(),
             **asdict(self.faithfulness),
             **_partial(self.partial),
             "shuffle": self.shuffle,
             "skyline_sweep": [asdict(swept) for swept in self.skyline_sweep],
             "no_bridging": None if self.no_bridging is None else _internal(*self.no_bridging),
         }
+
+
+def versions() -> dict[str, str]:
+    """What a result was made with."""
+    packages = {name.replace("-", "_"): importlib.metadata.version(name) for name in _PACKAGES}
+    return {**packages, "python": platform.python_version()}
 
 
 def _internal(found: Faithfulness, partial: PartialKL | None) -> dict[str, Any]:

@@ -10,25 +10,20 @@ centred for LayerNorms only. Units: logit per unit of activation, before any sof
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import HookedTransformer
 from transformer_lens.components import LayerNorm
 
-__all__ = ["TokenEffects", "promoted_tokens"]
+from tc_adapters_lens.features.records import TokenEffects
+
+__all__ = ["promoted_tokens", "through_norms"]
 
 _DIRECTIONS_AT_ONCE = 256
 _TOKENS_AT_ONCE = 16_384  # of the unembedding, which may be stored in fewer bits than float32
-
-
-class TokenEffects(NamedTuple):
-    """Token ids of each direction, the strongest first, and how strong: logit per unit of activation."""
-
-    ids: Int[Tensor, "n n_tokens"]
-    effects: Float[Tensor, "n n_tokens"]
 
 
 @torch.no_grad()
@@ -49,24 +44,27 @@ def promoted_tokens(
         n_known: ids that may be named, and that the mean is over, are below this; all by default. Models often pad
             their vocabulary with ids that no tokenizer writes.
     Returns:
-        Promoted and inhibited: ids int32 and effects float32, on the CPU.
+        Promoted and inhibited tokens, those first whose logits move most.
     """
     n_known = model.cfg.d_vocab if n_known is None else n_known
     n_tokens = min(n_tokens, n_known)
     W_U = model.W_U[:, :n_known]
     found: list[tuple[Tensor, ...]] = []
     for chunk in directions.split(_DIRECTIONS_AT_ONCE):
-        read = _through_norms(model, layer, chunk.to(W_U.device, torch.float32))
+        read = through_norms(model, layer, chunk.to(W_U.device, torch.float32))
         effects = torch.cat([read @ part.float() for part in W_U.split(_TOKENS_AT_ONCE, dim=1)], dim=1)
         mean = effects.mean(dim=1, keepdim=True)
         most, least = effects.topk(n_tokens, dim=1), effects.topk(n_tokens, dim=1, largest=False)
         parts = most.indices.int(), most.values - mean, least.indices.int(), least.values - mean
-        found.append(tuple(part.cpu() for part in parts))
-    ids, effects, inhibited_ids, inhibited = (torch.cat(parts) for parts in zip(*found, strict=True))
+        found.append(parts)
+    ids, effects, inhibited_ids, inhibited = (torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True))
     return TokenEffects(ids, effects), TokenEffects(inhibited_ids, inhibited)
 
 
-def _through_norms(model: HookedTransformer, layer: int, directions: Tensor) -> Tensor:
+def through_norms(
+    model: HookedTransformer, layer: int, directions: Float[Tensor, "n d_model"]
+) -> Float[Tensor, "n d_model"]:
+    """Directions as the unembedding reads them, the norms' denominators taken as 1; linear in the directions."""
     for norm in (getattr(model.blocks[layer], "ln2_post", None), model.ln_final):
         if norm is None:
             continue

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Int32, Int64
+from jaxtyping import Int32, Int64, UInt8
 from safetensors import SafetensorError, safe_open
 
 from tc_adapters_lens.errors import FeatureStoreError, did_you_mean
@@ -121,9 +121,19 @@ class FeatureStore:
         return self._text(TOKENS_FILE, "offsets")
 
     @functools.cached_property
-    def sequence_groups(self) -> Int32[np.ndarray, " n_sequences"] | None:
+    def sequence_groups(self) -> UInt8[np.ndarray, " n_sequences"] | None:
         """Each sequence's index in `info.groups`; None where the text is not grouped."""
         return self._text(TOKENS_FILE, "groups") if self.info.groups else None
+
+    @functools.cached_property
+    def position_regions(self) -> UInt8[np.ndarray, " n_tokens"] | None:
+        """Each flat position's index in `info.regions`; None where the text has none."""
+        return self._text(TOKENS_FILE, "regions") if self.info.regions else None
+
+    @functools.cached_property
+    def position_template(self) -> UInt8[np.ndarray, " n_tokens"] | None:
+        """Each flat position's index in `info.template`; None where the text has none."""
+        return self._text(TOKENS_FILE, "template") if self.info.template else None
 
     @property
     def column_names(self) -> list[str]:
@@ -147,7 +157,7 @@ class FeatureStore:
             if name in table.column_names and name not in _KEYS:
                 return self.frame()[name].to_numpy()
         column = self._read_table([name]).column(0).combine_chunks()
-        if pa.types.is_fixed_size_list(column.type):
+        if pa.types.is_list(column.type):
             return column.flatten().to_numpy().reshape(len(self), -1)
         return column.to_numpy(zero_copy_only=False)
 
@@ -217,14 +227,15 @@ class FeatureStore:
     def _examples(self, layer: int, feature: int, kind: ExampleKind) -> list[Example]:
         k, before, after = self.info.k, self.info.before, self.info.after
         positions = self._read(layer, f"{kind}.positions", feature)
-        if positions[0] < 0:
+        n_examples = int((positions >= 0).sum())
+        if n_examples == 0:  # safetensors refuses the empty slice behind the last entry
             return []
         activations = self._read(layer, f"{kind}.activations", feature)
         starts = self._read(layer, f"{kind}.starts", slice(feature * k, (feature + 1) * k + 1))
         entries = slice(int(starts[0]), int(starts[-1]))
         offsets, values = (self._read(layer, f"{kind}.{part}", entries) for part in ("offsets", "values"))
         examples = []
-        for index in range(int((positions >= 0).sum())):
+        for index in range(n_examples):
             flat = int(positions[index])
             sequence = int(np.searchsorted(self.offsets, flat, side="right")) - 1
             begin, end = int(self.offsets[sequence]), int(self.offsets[sequence + 1])

@@ -1,9 +1,10 @@
 """A feature store on disk: what its files are called, and writing it whole or not at all.
 
     store.json               StoreInfo, and every other file's size
-    table.parquet            one row per (layer, feature): numbers, shares, promoted tokens
+    table.parquet            one row per (layer, feature): numbers, shares, promoted tokens; `top_template` is the
+                             template position of most of its highest examples, `top_template_share` of how many
     layer_N.safetensors      one layer's examples, histograms, counts and token effects
-    tokens.safetensors       the text: all sequences' token ids, flat, and where each starts
+    tokens.safetensors       the text: all sequences' token ids, flat, where each starts, and labels of positions
     vocabulary.safetensors   every token id's own bytes
     labels/NAME.parquet      what was added later
 
@@ -25,6 +26,7 @@ from safetensors.numpy import save_file
 
 from tc_adapters_lens.errors import CheckpointError, FeatureStoreError
 from tc_adapters_lens.features.records import KeptExamples, LayerFeatures, StoreInfo, TokenEffects
+from tc_adapters_lens.features.text import Text
 from tc_adapters_lens.models.atomic import atomic_directory, write_json
 from tc_adapters_lens.models.tensor_files import read_json
 from tc_adapters_lens.models.vocabulary import Vocabulary
@@ -53,10 +55,8 @@ def write_store(
     directory: str | Path,
     info: StoreInfo,
     layers: Iterable[LayerFeatures],
-    tokens: Int[np.ndarray, " n_tokens"],
-    offsets: Int[np.ndarray, " n_sequences_plus_1"],
+    text: Text,
     vocabulary: Vocabulary,
-    groups: Int[np.ndarray, " n_sequences"] | None = None,
 ) -> None:
     """Write a store, one layer at a time; one that stood there is replaced.
 
@@ -64,9 +64,8 @@ def write_store(
         directory: where.
         info: what it holds.
         layers: every layer's features, in order.
-        tokens, offsets: the text, flat, and where each sequence starts (the total at the end).
+        text: where their examples are.
         vocabulary: of the model.
-        groups: each sequence's index in `info.groups`, where the text is grouped.
     Raises:
         FeatureStoreError: something else stands at `directory`, or it cannot be written to.
     """
@@ -75,17 +74,17 @@ def write_store(
         n_written = 0
         for layer, features in enumerate(layers):
             save_file(_to_arrays(features), partial / layer_file(layer))
-            rows = _table(info, layer, features)
+            rows = _table(info, layer, features, text)
             table = table or pq.ParquetWriter(partial / TABLE_FILE, rows.schema)
             table.write_table(rows)
             n_written += 1
         assert table is not None
         assert n_written == info.n_layers
         table.close()
-        text = {"tokens": tokens.astype(np.int32), "offsets": offsets.astype(np.int64)}
-        if groups is not None:
-            text["groups"] = groups.astype(np.int32)
-        save_file(text, partial / TOKENS_FILE)
+        arrays = {"tokens": text.tokens.astype(np.int32), "offsets": text.offsets.astype(np.int64)}
+        labels = {"groups": text.groups, "regions": text.regions, "template": text.template}
+        arrays |= {name: array.astype(np.uint8) for name, array in labels.items() if array is not None}
+        save_file(arrays, partial / TOKENS_FILE)
         save_file({"bytes": vocabulary.data, "offsets": vocabulary.offsets}, partial / VOCABULARY_FILE)
         sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
         head = {"format": FORMAT, "format_version": FORMAT_VERSION}
@@ -134,7 +133,7 @@ def shares(counts: Int[np.ndarray, "n_features n"], n_active: Int[np.ndarray, " 
         return (counts / n_active[:, None]).astype(np.float32)
 
 
-def _table(info: StoreInfo, layer: int, features: LayerFeatures) -> pa.Table:
+def _table(info: StoreInfo, layer: int, features: LayerFeatures, text: Text) -> pa.Table:
     n = info.n_features
     columns: dict[str, Any] = {
         "layer": np.full(n, layer, np.int32),
@@ -147,10 +146,26 @@ def _table(info: StoreInfo, layer: int, features: LayerFeatures) -> pa.Table:
     for kind, names in share_columns(info).items():
         of_kind = shares(getattr(features, kind), features.n_active)
         columns |= {name: of_kind[:, index] for index, name in enumerate(names)}
+    if text.template is not None:
+        columns |= _top_template(info, features, text.template)
     for name in ("promoted", "inhibited"):
         ids = getattr(features, name).ids
-        columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(ids.reshape(-1)), ids.shape[1])
+        lists = np.arange(len(ids) + 1, dtype=np.int32) * ids.shape[1]
+        columns[name] = pa.ListArray.from_arrays(lists, ids.reshape(-1))
     return pa.table(columns)
+
+
+def _top_template(
+    info: StoreInfo, features: LayerFeatures, template: Int[np.ndarray, " n_tokens"]
+) -> dict[str, np.ndarray]:
+    """The template position of most of a feature's highest examples, and the share of them that is there."""
+    there = features.top.positions >= 0
+    feature, _ = there.nonzero()
+    counts = np.zeros((info.n_features, len(info.template)), np.int64)
+    np.add.at(counts, (feature, template[features.top.positions[there]]), 1)
+    names = np.array(info.template, dtype=object)[counts.argmax(1)]
+    names[~there.any(1)] = None
+    return {"top_template": names, "top_template_share": shares(counts, there.sum(1)).max(1)}
 
 
 def _to_arrays(features: LayerFeatures) -> dict[str, np.ndarray]:

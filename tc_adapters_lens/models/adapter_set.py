@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 from jaxtyping import Float
 from sae_lens import Transcoder
 from torch import Tensor
@@ -18,6 +17,7 @@ from tc_adapters_lens.models import hub, model_card
 from tc_adapters_lens.models.adapter_files import (
     SET_FILE,
     AdapterSetInfo,
+    fingerprint,
     is_adapter_set,
     read_adapters,
     read_description,
@@ -171,11 +171,7 @@ class AdapterSet(Mapping[int, Transcoder]):
 
     def fingerprint(self) -> str:
         """xxh3 of every parameter's bits, layer after layer: adapters of the same weights have the same."""
-        digest = xxhash.xxh3_128()
-        for adapter in self._adapters:
-            for name in PARAMETERS:
-                digest.update(adapter.get_parameter(name).detach().cpu().contiguous().view(torch.uint8).numpy().data)
-        return f"xxh3:{digest.hexdigest()}"
+        return fingerprint(adapter.get_parameter(name).detach() for adapter in self._adapters for name in PARAMETERS)
 
     def save(self, directory: str | Path) -> None:
         """Writes the set, whole or not at all. An adapter set that stands there is replaced.

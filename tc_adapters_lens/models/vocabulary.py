@@ -114,12 +114,22 @@ class Vocabulary:
         return [self.text(token_id) for token_id in _as_list(token_ids)]
 
     def join(self, token_ids: Iterable[int]) -> Bytes:
-        """The bytes of the text that the ids spell."""
-        return b"".join(map(self.bytes, _as_list(token_ids)))
+        """The bytes of the text that the ids spell.
+
+        Raises:
+            IndexError: there is no such id.
+        """
+        ids = np.asarray(token_ids if isinstance(token_ids, np.ndarray) else list(token_ids), dtype=np.int64)
+        if len(ids) and not 0 <= ids.min() <= ids.max() < len(self):
+            raise IndexError(f"token ids must be from 0 to {len(self) - 1}. Got {ids.min()} to {ids.max()}.")
+        starts, lengths = self.offsets[ids], self.offsets[ids + 1] - self.offsets[ids]
+        ends = lengths.cumsum()
+        where = np.repeat(starts - (ends - lengths), lengths) + np.arange(lengths.sum())
+        return self.data[where].tobytes()
 
 
-def _as_list(token_ids: Iterable[int]) -> Iterable[int]:
-    return token_ids.tolist() if isinstance(token_ids, np.ndarray) else token_ids
+def _as_list(token_ids: Iterable[int]) -> list[int]:
+    return token_ids.tolist() if isinstance(token_ids, np.ndarray) else list(token_ids)
 
 
 def _hexadecimal(broken: re.Match[str]) -> str:

@@ -27,7 +27,7 @@ from tc_adapters_lens.training.report import DataReport, RowCounts
 from tc_adapters_lens.training.rows import local_content, open_rows
 from tc_adapters_lens.training.sequences import BatchPlan, TokenBatch, TokenSequences
 
-__all__ = ["BatchPlan", "DataReport", "TokenBatch", "TokenSequences", "load_sequences", "open_rows"]
+__all__ = ["BatchPlan", "DataReport", "TokenBatch", "TokenSequences", "load_cached", "load_sequences", "open_rows"]
 
 Rows: TypeAlias = "datasets.Dataset | Sequence[Mapping[str, Any]]"
 Encoder: TypeAlias = Callable[[list[dict[str, Any]], Sequence[int]], list["Encoded | Unusable"]]
@@ -65,7 +65,7 @@ def load_sequences(
     if limit > n_ctx:
         raise ConfigError(f"data.context_size must not exceed what the model takes. Got {limit} and {n_ctx} (n_ctx).")
     if rows is None:
-        sequences, report = _load_cached(data, tokenizer, d_vocab, limit)
+        sequences, report = load_cached(data, tokenizer, d_vocab, limit)
     else:
         sequences, report = _tokenise(data, tokenizer, d_vocab, limit, rows, "the given rows")
     for line in report.lines():
@@ -73,9 +73,14 @@ def load_sequences(
     return sequences, report
 
 
-def _load_cached(
+def load_cached(
     data: DataConfig, tokenizer: PreTrainedTokenizerBase | None, d_vocab: int, limit: int
 ) -> tuple[TokenSequences, DataReport]:
+    """As `load_sequences` with sequences of at most `limit` tokens, nothing logged of them.
+
+    Raises:
+        DataError: as `load_sequences`.
+    """
     if data.chat_template is not None:
         data = dataclasses.replace(data, chat_template=read_chat_template(data.chat_template))
     content = local_content(data)
@@ -127,7 +132,7 @@ def _tokenise(
     _encode_rows(rows, data, column, encode, counts)
 
     notes = [] if chat is None else chat.notes()
-    sequences = TokenSequences.from_lists(counts.tokens, counts.masks)
+    sequences = TokenSequences.from_lists(counts.tokens, counts.masks, counts.row_ids)
     if data.packing:
         sequences, n_left_out = _pack(sequences, limit, data.max_sequences)
         if n_left_out:

@@ -5,7 +5,7 @@
 Without TC_ADAPTERS_CACHE entries are where Hugging Face's libraries keep what other libraries make from downloads,
 $HF_HOME/assets/tc-adapters-lens/data/sequences (HF_HOME is ~/.cache/huggingface unless set; HF_ASSETS_CACHE moves
 assets alone), because who has moved HF_HOME to a large disk wants these there too. TC_ADAPTERS_CACHE=off keeps
-nothing. Entries take 5 bytes a token, are never changed, and may be deleted at any time.
+nothing. Entries take 5 bytes a token and 16 a sequence, are never changed, and may be deleted at any time.
 
 A cache never stops a run: an entry that is damaged is made again, a directory that cannot be written is left alone,
 each with one logged line.
@@ -41,7 +41,7 @@ Loaded: TypeAlias = tuple[TokenSequences, DataReport]
 logger = logging.getLogger(__name__)
 
 LOCATION = "TC_ADAPTERS_CACHE"
-_ARRAYS = ("tokens", "mask", "offsets")
+_ARRAYS = ("tokens", "mask", "offsets", "rows")
 _DAMAGED = (OSError, SafetensorError, ValueError, KeyError, TypeError)
 
 
@@ -115,7 +115,7 @@ def _read(path: Path, key: str) -> Loaded | None:
         return None
     try:
         with safe_open(path, framework="pt") as file:  # torch's tensors are mapped, NumPy's would be copies
-            arrays = {name: file.get_tensor(name).numpy() for name in _ARRAYS}
+            arrays = {name: file.get_tensor(name).numpy() for name in _ARRAYS if name in file.keys()}  # noqa: SIM118
             metadata = file.metadata()
         for array in arrays.values():
             array.flags.writeable = False
@@ -132,7 +132,7 @@ def _read(path: Path, key: str) -> Loaded | None:
 
 
 def _write(path: Path, key: str, sequences: TokenSequences, report: DataReport) -> None:
-    arrays = {name: getattr(sequences, name) for name in _ARRAYS}
+    arrays = {name: array for name in _ARRAYS if (array := getattr(sequences, name)) is not None}
     told, fingerprint = json.dumps(report.to_dict(), ensure_ascii=False), sequences.fingerprint()
     metadata = {"report": told, "fingerprint": fingerprint, "digest": _digest(arrays, key, told, fingerprint)}
     try:

@@ -149,6 +149,7 @@ class RowCounts:
         self.most_tokens = most_tokens
         self.tokens: list[np.ndarray] = []
         self.masks: list[np.ndarray] = []
+        self.row_ids: list[int] = []
         self.n_rows = self.n_tokens = self.n_truncated = self.n_tokens_cut = 0
         self._dropped: dict[str, list[int]] = {}
 
@@ -195,6 +196,7 @@ class RowCounts:
         else:
             self.tokens.append(tokens.astype(np.int32))
             self.masks.append(mask)
+            self.row_ids.append(row_id)
             self.n_tokens += len(tokens)
 
     def report(

@@ -42,28 +42,40 @@ class TokenSequences:
         mask: True where a position counts, same length.
         offsets: where each sequence starts, and the total length at the end.
         fingerprint: theirs, where it is known already.
+        rows: the dataset's row that each sequence is, int64; None where sequences are not rows (packed).
     """
 
     def __init__(
-        self, tokens: np.ndarray, mask: np.ndarray, offsets: np.ndarray, fingerprint: str | None = None
+        self,
+        tokens: np.ndarray,
+        mask: np.ndarray,
+        offsets: np.ndarray,
+        fingerprint: str | None = None,
+        rows: np.ndarray | None = None,
     ) -> None:
         assert len(tokens) == len(mask) == offsets[-1]
         assert offsets[0] == 0
+        assert rows is None or len(rows) == len(offsets) - 1
         self.tokens = tokens.astype(np.int32, copy=False)
         self.mask = mask.astype(np.bool_, copy=False)
         self.offsets = offsets.astype(np.int64, copy=False)
+        self.rows = None if rows is None else rows.astype(np.int64, copy=False)
         self._fingerprint = fingerprint
 
     @classmethod
     def from_lists(
-        cls, tokens: Iterable[np.ndarray | list[int]], masks: Iterable[np.ndarray | list[bool]]
+        cls,
+        tokens: Iterable[np.ndarray | list[int]],
+        masks: Iterable[np.ndarray | list[bool]],
+        rows: list[int] | None = None,
     ) -> TokenSequences:
-        """From one array of ids and one of flags per sequence."""
+        """From one array of ids and one of flags per sequence, and the row each of them is."""
         parts = [np.asarray(part, dtype=np.int32) for part in tokens]
         flags = [np.asarray(part, dtype=np.bool_) for part in masks]
         offsets = np.cumsum([0, *map(len, parts)])
         empty = np.zeros(0, dtype=np.int32)
-        return cls(np.concatenate([empty, *parts]), np.concatenate([empty.astype(np.bool_), *flags]), offsets)
+        ids, mask = np.concatenate([empty, *parts]), np.concatenate([empty.astype(np.bool_), *flags])
+        return cls(ids, mask, offsets, rows=None if rows is None else np.asarray(rows, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -1,4 +1,4 @@
-"""`export` and `import`: adapters to the authors' layout and back."""
+"""`export` and `import`: adapters to the authors' layout and back, features for other tools."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from tc_adapters_lens.cli.main import main
 from tc_adapters_lens.models.adapter_set import AdapterSet
 from tests.cli.conftest import N_FEATURES
+from tests.features.builder import synthetic_store
 from tests.tiny import N_LAYERS
 
 
@@ -45,4 +46,36 @@ def test_a_missing_path_is_one_line(missing, pair, tmp_path, capsys):
     err = capsys.readouterr().err
     assert err.startswith("tc-adapters: error: ")
     assert "nowhere" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("layout", ["circuit-tracer", "neuronpedia", "csv", "parquet"])
+def test_features_are_exported(layout, tmp_path, capsys):
+    synthetic_store(tmp_path / "features", n_features=6, k=2)
+    out, result = tmp_path / "out", tmp_path / "result.json"
+    argv = ["export", "--features", str(tmp_path / "features"), "--format", layout, "--out", str(out)]
+    assert main([*argv, "--layers", "1", "--json", str(result)]) == 0
+    n_features = json.loads(result.read_text())["n_features"]
+    assert 0 < n_features <= 6
+    assert f"{n_features} features written to {out} ({layout})" in capsys.readouterr().out
+    assert out.is_file() == (layout in ("csv", "parquet"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--format", "csv"], "Either --adapters or --features must be given. Got neither."),
+        (["--adapters", "a", "--features", "f"], "Got both."),
+        (["--adapters", "a", "--format", "csv"], "must be authors. Got csv, which is for --features."),
+        (["--adapters", "a", "--layers", "1"], "--layers is for --features"),
+        (["--features", "f"], "must be one of circuit-tracer, neuronpedia, csv, parquet. Got authors, which"),
+        (["--features", "f", "--format", "authors"], "Got authors, which is for --adapters."),
+        (["--features", "f", "--format", "csv", "--base", "b"], "--base is for --adapters"),
+        (["--features", "f", "--format", "csv", "--layers", "1-2"], "--layers must be numbers with commas"),
+    ],
+)
+def test_wrong_combinations_are_one_line(words, said, tmp_path, capsys):
+    assert main(["export", *words, "--out", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert said in err
     assert err.count("\n") == 1

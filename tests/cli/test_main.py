@@ -81,7 +81,7 @@ def test_version(capsys):
         ),
         (
             [*EXPORT, "--format", "author"],
-            "--format must be 'authors'. Got 'author'. Did you mean 'authors'?",
+            "'neuronpedia' or 'csv' or 'parquet'. Got 'author'. Did you mean 'authors'?",
         ),
     ],
 )

@@ -10,6 +10,7 @@ import numpy as np
 from tc_adapters_lens.features.records import HISTOGRAM_EDGES, KeptExamples, LayerFeatures, StoreInfo, TokenEffects
 from tc_adapters_lens.features.store import FeatureStore
 from tc_adapters_lens.features.store_files import write_store
+from tc_adapters_lens.features.text import Text
 from tc_adapters_lens.models.vocabulary import Vocabulary
 
 PAIR = {
@@ -96,8 +97,18 @@ def synthetic_store(
         **{**values, **changes},
     )
     layers = (_layer(info, rng, d_vocab, dead, offsets) for _ in range(n_layers))
-    tokens = rng.integers(0, d_vocab, n_tokens)
-    write_store(directory, info, layers, tokens, offsets, make_vocabulary(d_vocab, words), groups)
+    text = Text(
+        tokens=rng.integers(0, d_vocab, n_tokens),
+        offsets=offsets,
+        counted=np.ones(n_tokens, bool),
+        regions=rng.integers(0, 3, n_tokens),
+        template=rng.integers(0, 3, n_tokens),
+        groups=groups,
+        region_names=info.regions,
+        template_names=info.template,
+        group_names=info.groups,
+    )
+    write_store(directory, info, layers, text, make_vocabulary(d_vocab, words))
     return FeatureStore.open(directory)
 
 

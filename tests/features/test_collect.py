@@ -35,7 +35,7 @@ def make_text(lengths=(5, 9, 3, 12, 7, 8), seed=0) -> Text:
 
 
 def make_acts(text: Text, density=0.2, n_features=N_FEATURES, seed=1) -> torch.Tensor:
-    """Activations of every flat position, `[n_tokens n_features]`; some are equal, some negative; feature 0 is silent."""
+    """Activations of every flat position, `[n_tokens n_features]`; some equal, some negative; feature 0 is silent."""
     generator = torch.Generator().manual_seed(seed)
     shape = len(text.tokens), n_features
     acts = torch.rand(shape, generator=generator) * 8
@@ -121,6 +121,7 @@ def test_samples_are_active_counted_positions_in_order_without_repetition():
     for feature, positions in enumerate(found.sampled.positions):
         there = positions[positions >= 0]
         assert len(there) == min(KEEPING.k, found.n_active[feature])
+        assert (positions[len(there) :] == -1).all()
         assert (np.diff(there) > 0).all()
         assert (acts[there, feature] > 0).all()
         assert text.counted[there].all()

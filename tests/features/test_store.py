@@ -15,10 +15,21 @@ from tc_adapters_lens.errors import FeatureStoreError
 from tc_adapters_lens.features.records import KeptExamples, LayerFeatures, StoreInfo, TokenEffects
 from tc_adapters_lens.features.store import FeatureStore
 from tc_adapters_lens.features.store_files import write_store
+from tc_adapters_lens.features.text import Text
 from tests.features.builder import HOSTILE, PAIR, make_vocabulary, synthetic_store
 
 # Two sequences: flat positions 0..3 and 4..8. One layer of two features; feature 1 is active at positions 1 and 4.
-TOKENS, OFFSETS = np.array([5, 6, 7, 8, 5, 6, 7, 8, 9]), np.array([0, 4, 9])
+TEXT = Text(
+    tokens=np.array([5, 6, 7, 8, 5, 6, 7, 8, 9]),
+    offsets=np.array([0, 4, 9]),
+    counted=np.array([1, 1, 1, 1, 1, 1, 1, 1, 0], bool),
+    regions=np.array([0, 0, 1, 1, 0, 1, 1, 1, 1]),
+    template=np.array([0, 1, 0, 0, 1, 0, 0, 0, 0]),
+    groups=np.array([1, 0]),
+    region_names=("prompt", "answer"),
+    template_names=("content", "<think>"),
+    group_names=("math", "code"),
+)
 INFO = StoreInfo(
     model="replacement",
     hook="blocks.{layer}.mlp.hook_delta.hook_sae_acts_post",
@@ -42,7 +53,6 @@ INFO = StoreInfo(
     adapters_fingerprint="xxh3:0",
     histogram_edges=(0.0, 1.0, 2.0),
 )
-NONE = np.zeros((2, 0))
 
 
 def examples() -> KeptExamples:
@@ -74,7 +84,7 @@ def layer() -> LayerFeatures:
 
 
 def written(directory) -> FeatureStore:
-    write_store(directory, INFO, [layer()], TOKENS, OFFSETS, make_vocabulary(20), np.array([1, 0]))
+    write_store(directory, INFO, [layer()], TEXT, make_vocabulary(20))
     return FeatureStore.open(directory)
 
 
@@ -100,6 +110,15 @@ def test_a_dead_feature_has_no_examples_and_no_shares(tmp_path):
     assert (feature.n_active, feature.top, feature.sampled, feature.regions) == (0, [], [], {})
 
 
+def test_dead_features_behind_the_last_example_have_none_either(tmp_path):
+    store = synthetic_store(tmp_path / "store", n_layers=3, n_features=6, dead=0.5)
+    dead = [(layer, feature) for layer in range(3) for feature in range(6) if not store[layer, feature].n_active]
+    assert any(feature == 5 for _, feature in dead)
+    assert all(store[key].top == store[key].sampled == [] for key in dead)
+    silent = synthetic_store(tmp_path / "silent", n_features=3, dead=1.0)
+    assert silent[1, 2].top == []
+
+
 @pytest.mark.parametrize("key", [(1, 0), (0, 2), (-1, 0), (0, -1)])
 def test_features_that_are_not_there(tmp_path, key):
     with pytest.raises(KeyError, match=r"features \(0, 0\) to \(0, 1\). Got"):
@@ -113,8 +132,14 @@ def test_the_table(tmp_path):
     assert frame["domain:math"].tolist()[1] == 0.5
     assert np.isnan(frame["region:prompt"][0])
     assert list(frame["promoted"][1]) == [0, 1]
+    assert frame["top_template"].isna().tolist() == [True, False]
+    assert frame["top_template"][1] == "<think>"  # both examples, at 4 and 1, are there
+    assert frame["top_template_share"][1] == 1.0
+    assert np.isnan(frame["top_template_share"][0])
     assert store.column("promoted").tolist() == [[3, 4], [0, 1]]
     assert store.column("frequency").tolist() == [0, 0.25]
+    assert store.position_regions.tolist() == TEXT.regions.tolist()
+    assert store.position_template.tolist() == TEXT.template.tolist()
     with pytest.raises(FeatureStoreError, match=r"Got frequenzy. Did you mean 'frequency'\?"):
         store.column("frequenzy")
 
@@ -222,9 +247,9 @@ def test_writing_stops_halfway(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_store(tmp_path / "store", INFO, layers(), TOKENS, OFFSETS, make_vocabulary(20), np.array([1, 0]))
+        write_store(tmp_path / "store", INFO, layers(), TEXT, make_vocabulary(20))
     with pytest.raises(KeyboardInterrupt):
-        write_store(tmp_path / "new", INFO, layers(), TOKENS, OFFSETS, make_vocabulary(20), np.array([1, 0]))
+        write_store(tmp_path / "new", INFO, layers(), TEXT, make_vocabulary(20))
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
     assert FeatureStore.open(tmp_path / "store")[0, 1].n_active == old[0, 1].n_active
 
@@ -244,9 +269,3 @@ def test_files_are_plain_tensors(tmp_path):
     assert arrays["top.positions"].tolist() == [[-1, -1, -1], [4, 1, -1]]
     assert torch.from_numpy(arrays["histogram"]).sum() == 2
     shutil.rmtree(directory)
-
-
-def test_a_dead_feature_has_no_examples(tmp_path):
-    store = synthetic_store(tmp_path / "features", n_layers=1, n_features=40, dead=1.0)
-    for feature in range(40):  # also the layer's last, behind which its file has no more entries
-        assert store[0, feature].top == store[0, feature].sampled == []

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from tc_adapters_lens.errors import AdapterSetError, CheckpointError
 from tc_adapters_lens.models import adapter_files
-from tc_adapters_lens.models.adapter_set import AdapterSet, AdapterSetInfo
+from tc_adapters_lens.models.adapter_set import PARAMETERS, AdapterSet, AdapterSetInfo
 from tc_adapters_lens.models.names import hook_delta, hook_in
 from tc_adapters_lens.models.pair_info import PairInfo
 
@@ -56,6 +56,18 @@ def refusal(directory: Path, **options) -> str:
 
 def edit(path: Path, **changes) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_fingerprint_is_of_every_bit_wherever_it_is(saved):
+    known = random_set().fingerprint()
+    assert adapter_files.stored_fingerprint(saved) == AdapterSet.load(saved).fingerprint() == known
+    for name in PARAMETERS:
+        changed = AdapterSet.load(saved)
+        changed[1].get_parameter(name).data.view(-1)[0] += 1e-3
+        assert changed.fingerprint() != known
+    (saved / WEIGHTS).write_bytes((saved / WEIGHTS).read_bytes()[:-4])
+    with pytest.raises(AdapterSetError, match="truncated"):
+        adapter_files.stored_fingerprint(saved)
 
 
 class TestFresh:

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
 
 from tc_adapters_lens import toy
 from tc_adapters_lens.errors import CheckpointError
@@ -177,6 +177,16 @@ def test_slow_tokenizers() -> None:
 
     vocabulary = Vocabulary.of(Slow(), 6)  # pyright: ignore[reportArgumentType]
     assert vocabulary.texts(range(6)) == [" the", "\n", "cat", "<a▁b>", "⟨id 4⟩", "⟨id 5⟩"]
+
+
+def test_a_slow_byte_level_tokenizer(tmp_path) -> None:
+    fast = _byte_level()
+    fast.backend_tokenizer.model.save(str(tmp_path))
+    slow = GPT2Tokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"), unk_token=None)
+    slow.add_tokens(["<think>", "é▁"])
+    vocabulary = Vocabulary.of(slow, len(slow))
+    for text in [*TEXTS[:3], "a<think>é▁"]:
+        assert vocabulary.join(slow(text)["input_ids"]) == text.encode()
 
 
 @pytest.mark.parametrize("decoder", [decoders.CTC(), decoders.Replace(Regex("a+"), "b")])
