@@ -70,7 +70,7 @@ def served_file(run: Path | None, name: str) -> Path | None:
 
 
 def dashboard(run: Path | None, layer: int, feature: int) -> str | None:
-    """Name of the dashboard file of a feature, relative to the run, with its fragment; None if there is none."""
+    """Where a feature's dashboard is: a file, relative to the run, `#` and the place in it; None if there is none."""
     index = served_file(run, "dashboards/index.json")
     if index is None:
         return None
@@ -79,7 +79,8 @@ def dashboard(run: Path | None, layer: int, feature: int) -> str | None:
     except (OSError, ValueError):  # it is being written, or is no index
         return None
     features = listed.get("features") if isinstance(listed, Mapping) else None
-    file = features.get(f"{layer}.{feature}") if isinstance(features, Mapping) else None
-    if not isinstance(file, str) or served_file(run, f"dashboards/{file.partition('#')[0]}") is None:
+    named = features.get(f"{layer}.{feature}") if isinstance(features, Mapping) else None
+    if not isinstance(named, str):
         return None
-    return f"dashboards/{file}"
+    file, _, fragment = named.partition("#")
+    return f"dashboards/{file}#{fragment or feature}" if served_file(run, f"dashboards/{file}") else None

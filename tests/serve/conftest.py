@@ -47,7 +47,7 @@ def run(tmp_path_factory) -> Path:
     for folder in ("dashboards/lib", "graphs"):
         (run / folder).mkdir(parents=True)
     name = ".".join(map(str, PEAKED))
-    dashboards = {"features": {name: "a b.html#7", "0.1": "../../secret.html", "0.2": "link.html", "0.3": 5}}
+    dashboards = {"features": {name: "a b.html", "0.1": "../../secret.html", "0.2": "link.html", "0.3": 5}}
     (run / "dashboards/index.json").write_text(json.dumps(dashboards), encoding="utf-8")
     (run / "dashboards/a b.html").write_text("<!doctype html><script>document.title = 'ran'</script>", encoding="utf-8")
     (run / "dashboards/lib/d3.js").write_text("1", encoding="utf-8")

@@ -88,7 +88,7 @@ def test_a_feature_is_all_there(app, store):
         assert shown["group"] == example.group
     assert answer["labels"]["description"] == "opens a <b>second</b> thought"
     assert answer["place"] == {"index": 109, "total": 300, "previous": [1, 8], "next": [1, 10]}
-    assert answer["dashboard"] == "/run/dashboards/a%20b.html#7"
+    assert answer["dashboard"] == "/run/dashboards/a%20b.html#9"
     assert answer["graphs"] == [{"address": "/run/graphs/add.json", "slug": "<b>add</b>", "prompt": "What is 17 + 25?"}]
 
 
