@@ -58,7 +58,7 @@ STEPS: tuple[tuple[str, str, str | None, bool], ...] = (
     ("share removed", ".remove", None, False),
     ("rare text", "#f-text", "w123{} w", True),
     ("common text", "#f-text", "w{}", True),
-    ("a letter of every token", "#f-text", "w", True),
+    ("a digit", "#f-text", "{}", True),
     ("text cleared", "#f-text", "", True),
 )
 
