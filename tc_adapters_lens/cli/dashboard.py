@@ -61,8 +61,7 @@ def add_arguments(parser: Parser) -> None:
         "--out", type=str | None, metavar="DIR", help="directory of the pages (default: RUN/dashboards)"
     )
     parser.add_argument("--chat-template", type=str | None, metavar="FILE", help="Jinja, for chats in --tokens")
-    parser.add_argument("--allow-other-pair", action="store_true", help="accept adapters trained on another pair")
-    parser.add_argument("--allow-tokenizer-mismatch", action="store_true", help="accept tokenizers that disagree")
+    of_run.add_allowances(parser)
     options.add_placement(parser, of_run=True)
     options.add_json(parser)
 
@@ -75,7 +74,6 @@ def run(args: Namespace) -> dict[str, Any]:
         write_dashboards,
     )
     from tc_adapters_lens.models.adapter_set import AdapterSet
-    from tc_adapters_lens.models.pair import load_pair
     from tc_adapters_lens.models.pair_info import check_same_pair
 
     require_sae_dashboard()
@@ -85,15 +83,7 @@ def run(args: Namespace) -> dict[str, Any]:
     store = _open_store(args, directory, adapters)
     chosen = _choose(args, store)
     feature_choice.check_features(chosen, adapters.n_layers, adapters.n_features, store)
-    model = load_pair(
-        args.base,
-        args.target,
-        base_revision=args.base_revision,
-        target_revision=args.target_revision,
-        dtype=options.torch_dtype(args.dtype),
-        device=device,
-        allow_tokenizer_mismatch=args.allow_tokenizer_mismatch,
-    )
+    model = of_run.load_named_pair(args, options.torch_dtype(args.dtype), device)
     if not args.allow_other_pair:
         check_same_pair(f"Adapters in {args.adapters}", adapters.info.pair, model.pair)
     store = store if args.tokens is None else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
@@ -29,13 +29,12 @@ The last three are trained first, as the adapters were, into RUN/baselines/."""
 
 def add_arguments(parser: Parser) -> None:
     of_run.add_adapters(parser, "evaluation.json, which `report` reads")
-    parser.add_argument(
-        "--tokens",
-        type=str,
-        required=True,
-        metavar="FILE",
-        help="jsonl rows with `input_ids` and `prompt_length` sampled from the target, as `generate` writes them; or "
-        "any dataset of text or chats; toy: the built-in pair's",
+    options.add_text(
+        parser,
+        "jsonl rows with `input_ids` and `prompt_length` sampled from the target, as `generate` writes them; or any "
+        "dataset of text or chats; toy: the built-in pair's",
+        positions="response",
+        verb="measure",
     )
     parser.add_argument(
         "--sample",
@@ -45,12 +44,6 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--prompts", type=str | None, metavar="DATA", help="what --sample continues; as in `generate`")
     parser.add_argument("--max-new-tokens", type=int | None, metavar="N", help="of each response that --sample takes")
-    parser.add_argument(
-        "--positions",
-        type=Literal["all", "response"],
-        default="response",
-        help="positions that count; response needs chats, or rows with `prompt_length`",
-    )
     parser.add_argument(
         "--baselines", type=str, default="base", metavar="NAMES", help="all, none, or names with commas"
     )
@@ -71,14 +64,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="replicates; 0: no intervals")
     parser.add_argument("--seed", type=int, default=42, help="of every draw: bootstrap, shuffling, which N sequences")
-    parser.add_argument("--max-sequences", type=int | None, metavar="N", help="measure N sequences drawn at random")
-    parser.add_argument("--context-size", type=int | None, metavar="N", help="cut sequences to N tokens")
-    parser.add_argument("--chat-template", type=str | None, metavar="FILE", help="Jinja, for chats")
-    parser.add_argument("--batch-size", type=int, default=8, help="sequences in one forward pass")
-    parser.add_argument(
-        "--allow-other-pair", action="store_true", help="measure adapters that were trained on another pair"
-    )
-    parser.add_argument("--allow-tokenizer-mismatch", action="store_true", help="accept tokenizers that disagree")
+    of_run.add_allowances(parser)
     options.add_placement(parser, of_run=True)
     options.add_json(parser)
 
@@ -91,20 +77,12 @@ def run(args: Namespace) -> dict[str, Any]:
     from tc_adapters_lens.evaluation.bootstrap import Bootstrap
     from tc_adapters_lens.evaluation.record import EVALUATION_FILE
     from tc_adapters_lens.report.faithfulness import faithfulness_table
-    from tc_adapters_lens.training.config import DataConfig
 
     run_directory = of_run.take_from_run(args)
     place = {"dtype": options.torch_dtype(args.dtype), "device": options.torch_device(args.device)}
     settings = Settings(
         **{name: args[name] for name in ("base", "target", "base_revision", "target_revision", "adapters")},
-        data=DataConfig(
-            path=args.tokens,
-            loss_on=args.positions,
-            context_size=args.context_size,
-            max_sequences=args.max_sequences,
-            subset_seed=args.seed,
-            chat_template=args.chat_template,
-        ),
+        data=options.text_config(args),
         baselines=names,
         account=args.account,
         skyline_lrs=lrs,

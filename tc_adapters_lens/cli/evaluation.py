@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tc_adapters_lens.cli import baselines
+from tc_adapters_lens.cli.of_run import load_named_pair
 from tc_adapters_lens.cli.output import write_json
 from tc_adapters_lens.cli.text import named_text, require_fitting
 from tc_adapters_lens.errors import DataError
@@ -31,7 +32,7 @@ from tc_adapters_lens.evaluation.variants import (
 )
 from tc_adapters_lens.models.adapter_set import AdapterSet
 from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
-from tc_adapters_lens.models.pair import load_base, load_pair
+from tc_adapters_lens.models.pair import load_base
 from tc_adapters_lens.models.parts import check_parts_fit
 from tc_adapters_lens.models.progress import Progress
 from tc_adapters_lens.models.sampled_file import read_sampled
@@ -96,15 +97,7 @@ def evaluate(
     Raises:
         AdapterLensError: whatever is wrong with models, adapters, text or baselines; one line.
     """
-    model = model or load_pair(
-        settings.base,
-        settings.target,
-        base_revision=settings.base_revision,
-        target_revision=settings.target_revision,
-        allow_tokenizer_mismatch=settings.allow_tokenizer_mismatch,
-        dtype=dtype,
-        device=device,
-    )
+    model = model or load_named_pair(settings, dtype, device)
     adapters = AdapterSet.from_pretrained(
         settings.adapters, device=device, pair=model.pair, allow_other_pair=settings.allow_other_pair
     )

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
 
 from tc_adapters_lens.cli.feature_shards import Shard, load_shard, remove_shards, save_shard
+from tc_adapters_lens.cli.of_run import load_named_pair
 from tc_adapters_lens.cli.text import named_text, require_fitting
 from tc_adapters_lens.errors import ConfigError, DataError, FeatureStoreError, did_you_mean
 from tc_adapters_lens.evaluation.record import versions
@@ -28,7 +29,7 @@ from tc_adapters_lens.features.store_files import LABELS, is_feature_store, writ
 from tc_adapters_lens.features.text import Text, TextBatch
 from tc_adapters_lens.models.adapter_set import AdapterSet
 from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
-from tc_adapters_lens.models.pair import load_base, load_pair
+from tc_adapters_lens.models.pair import load_base
 from tc_adapters_lens.models.pair_info import PairInfo
 from tc_adapters_lens.models.progress import Progress
 from tc_adapters_lens.models.vocabulary import Vocabulary
@@ -93,15 +94,7 @@ def find_features(
         AdapterLensError: whatever is wrong with models, adapters, text, shards or `out`; one line.
     """
     require_free(out)
-    pair = pair or load_pair(
-        settings.base,
-        settings.target,
-        base_revision=settings.base_revision,
-        target_revision=settings.target_revision,
-        allow_tokenizer_mismatch=settings.allow_tokenizer_mismatch,
-        dtype=dtype,
-        device=device,
-    )
+    pair = pair or load_named_pair(settings, dtype, device)
     device = pair.W_E.device
     source = _source(settings, pair)
     labelled = load_labelled(

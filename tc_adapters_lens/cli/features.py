@@ -29,13 +29,12 @@ STORES = {"replacement": "features", "target": "features-target", "base": "featu
 
 def add_arguments(parser: Parser) -> None:
     of_run.add_adapters(parser, "features/, which `serve`, `dashboard` and `export` read")
-    parser.add_argument(
-        "--tokens",
-        type=str,
-        required=True,
-        metavar="DATA",
-        help="held-out text: jsonl rows with `input_ids`, as `generate` writes them, or any dataset of text or chats; "
+    options.add_text(
+        parser,
+        "held-out text: jsonl rows with `input_ids`, as `generate` writes them, or any dataset of text or chats; "
         "toy: the built-in pair's",
+        positions="all",
+        verb="read",
     )
     parser.add_argument(
         "--model",
@@ -49,12 +48,6 @@ def add_arguments(parser: Parser) -> None:
         metavar="NAME",
         help="units of another hook point, the part after `blocks.L.`, such as mlp.base.hook_post",
     )
-    parser.add_argument(
-        "--positions",
-        type=Literal["all", "response"],
-        default="all",
-        help="positions that count; response needs chats, or rows with `prompt_length`",
-    )
     parser.add_argument("--group-by", type=str | None, metavar="COLUMN", help="also tell shares by a dataset column")
     parser.add_argument("--k", type=int, default=20, help="examples of each kind and feature")
     parser.add_argument("--before", type=int, default=50, metavar="N", help="tokens of an example before its position")
@@ -63,12 +56,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--merge", type=int | None, metavar="N", help="make the store of N shards that are there")
     parser.add_argument("--out", type=str | None, metavar="DIR", help="the store; by default in the run's directory")
     parser.add_argument("--seed", type=int, default=42, help="of uniform examples, and of which N sequences")
-    parser.add_argument("--max-sequences", type=int | None, metavar="N", help="read N sequences drawn at random")
-    parser.add_argument("--context-size", type=int | None, metavar="N", help="cut sequences to N tokens")
-    parser.add_argument("--chat-template", type=str | None, metavar="FILE", help="Jinja, for chats")
-    parser.add_argument("--batch-size", type=int, default=8, help="sequences in one forward pass")
-    parser.add_argument("--allow-other-pair", action="store_true", help="accept adapters trained on another pair")
-    parser.add_argument("--allow-tokenizer-mismatch", action="store_true", help="accept tokenizers that disagree")
+    of_run.add_allowances(parser)
     options.add_placement(parser, of_run=True)
     options.add_json(parser)
 
@@ -78,21 +66,13 @@ def run(args: Namespace) -> dict[str, Any]:
     from tc_adapters_lens.cli.feature_pass import Settings, find_features
     from tc_adapters_lens.cli.feature_shards import Shard
     from tc_adapters_lens.features.collect import Keeping
-    from tc_adapters_lens.training.config import DataConfig
 
     shard = None if args.shard is None else Shard.parse(args.shard)
     directory = of_run.take_from_run(args)
     out = (directory or Path()) / STORES[args.model] if args.out is None else Path(args.out)
     settings = Settings(
         **{name: args[name] for name in ("base", "target", "base_revision", "target_revision", "adapters")},
-        data=DataConfig(
-            path=args.tokens,
-            loss_on=args.positions,
-            context_size=args.context_size,
-            max_sequences=args.max_sequences,
-            subset_seed=args.seed,
-            chat_template=args.chat_template,
-        ),
+        data=options.text_config(args),
         model=args.model,
         hook=args.hook,
         group_by=args.group_by,

@@ -4,12 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from jsonargparse import Namespace
 
 from tc_adapters_lens.cli import options
 from tc_adapters_lens.cli.parser import Parser
 from tc_adapters_lens.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+    from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
+
+
+class NamesPair(Protocol):
+    """Whatever names a pair: a verb's arguments, or its settings."""
+
+    @property
+    def base(self) -> str: ...
+    @property
+    def target(self) -> str: ...
+    @property
+    def base_revision(self) -> str | None: ...
+    @property
+    def target_revision(self) -> str | None: ...
+    @property
+    def allow_tokenizer_mismatch(self) -> bool: ...
+
 
 _TAKEN = ("base", "target", "base_revision", "target_revision", "adapters", "dtype", "chat_template")
 
@@ -28,6 +50,12 @@ def add_adapters(parser: Parser, run_gets: str) -> None:
     )
     options.add_pair(parser, required=False)
     parser.add_argument("--adapters", type=str | None, metavar="DIR", help="directory or hub id of trained adapters")
+
+
+def add_allowances(parser: Parser) -> None:
+    """--allow-other-pair and --allow-tokenizer-mismatch."""
+    parser.add_argument("--allow-other-pair", action="store_true", help="accept adapters trained on another pair")
+    parser.add_argument("--allow-tokenizer-mismatch", action="store_true", help="accept tokenizers that disagree")
 
 
 def check_adapters_named(args: Namespace) -> None:
@@ -72,3 +100,20 @@ def take_from_run(args: Namespace) -> Path | None:
         args.allow_tokenizer_mismatch = args.allow_tokenizer_mismatch or config.allow_tokenizer_mismatch
     args.dtype = args.dtype or "float32"
     return directory
+
+
+def load_named_pair(
+    named: NamesPair | Namespace, dtype: torch.dtype, device: str | torch.device
+) -> HookedDiffTransformer:
+    """The pair, loaded; errors as in `load_pair`."""
+    from tc_adapters_lens.models.pair import load_pair
+
+    return load_pair(
+        named.base,
+        named.target,
+        base_revision=named.base_revision,
+        target_revision=named.target_revision,
+        allow_tokenizer_mismatch=named.allow_tokenizer_mismatch,
+        dtype=dtype,
+        device=device,
+    )

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from jsonargparse import Namespace
+
 from tc_adapters_lens.cli.parser import Parser
 from tc_adapters_lens.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
+
+    from tc_adapters_lens.training.config import DataConfig
 
 DTYPES = Literal["float32", "bfloat16", "float16"]
 
@@ -49,6 +53,41 @@ def add_placement(parser: Parser, *, of_run: bool = False) -> None:
         type=str | None,
         metavar="DEVICE",
         help="cpu, cuda, cuda:1, mps; by default cuda where there is one",
+    )
+
+
+def add_text(parser: Parser, tokens: str, positions: Literal["all", "response"], verb: str) -> None:
+    """--tokens and what of it is taken.
+
+    Args:
+        tokens: help of --tokens.
+        positions: which positions count by default.
+        verb: what is done with sequences, for the help.
+    """
+    parser.add_argument("--tokens", type=str, required=True, metavar="DATA", help=tokens)
+    parser.add_argument(
+        "--positions",
+        type=Literal["all", "response"],
+        default=positions,
+        help="positions that count; response needs chats, or rows with `prompt_length`",
+    )
+    parser.add_argument("--max-sequences", type=int | None, metavar="N", help=f"{verb} N sequences drawn at random")
+    parser.add_argument("--context-size", type=int | None, metavar="N", help="cut sequences to N tokens")
+    parser.add_argument("--chat-template", type=str | None, metavar="FILE", help="Jinja, for chats")
+    parser.add_argument("--batch-size", type=int, default=8, help="sequences in one forward pass")
+
+
+def text_config(args: Namespace) -> DataConfig:
+    """The text that the options of `add_text` name; --seed draws its --max-sequences."""
+    from tc_adapters_lens.training.config import DataConfig
+
+    return DataConfig(
+        path=args.tokens,
+        loss_on=args.positions,
+        context_size=args.context_size,
+        max_sequences=args.max_sequences,
+        subset_seed=args.seed,
+        chat_template=args.chat_template,
     )
 
 

@@ -111,8 +111,8 @@ def test_what_is_not_given_is_the_runs(evaluated, tmp_path, capsys, monkeypatch)
     path = tmp_path / "run" / "config.yaml"
     path.write_text(path.read_text().replace("dtype: float32", "dtype: bfloat16"))
     asked = []
-    load = evaluation.load_pair
-    monkeypatch.setattr(evaluation, "load_pair", lambda *a, **o: asked.append(o["dtype"]) or load(*a, **o))
+    load = evaluation.load_named_pair
+    monkeypatch.setattr(evaluation, "load_named_pair", lambda *a: asked.append(a[1]) or load(*a))
     argv = ["evaluate", "--run", str(tmp_path / "run"), "--tokens", text, "--device", "cpu", "--no-partial"]
     assert main(argv) == 0
     assert main([*argv, "--dtype", "float32"]) == 0
