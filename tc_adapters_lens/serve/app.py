@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import cached_property
+from contextlib import suppress
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -21,52 +20,19 @@ from tc_adapters_lens import __version__
 from tc_adapters_lens.assets import ASSETS, find
 from tc_adapters_lens.errors import AdapterLensError
 from tc_adapters_lens.features.records import StoreInfo
-from tc_adapters_lens.features.store import FeatureStore
 from tc_adapters_lens.serve.feature_page import context_json, feature_json, file_address
 from tc_adapters_lens.serve.graphs import Graphs
 from tc_adapters_lens.serve.guard import LOOPBACK, Guard, dashboard_policy
+from tc_adapters_lens.serve.open_store import OpenStore
 from tc_adapters_lens.serve.query import DEFAULT_SORT, PAGE, Query, parse_query, whole
-from tc_adapters_lens.serve.run_files import KINDS, dashboard, inside, open_stores, served_file
+from tc_adapters_lens.serve.run_files import KINDS, dashboard, find_stores, inside, served_file
 from tc_adapters_lens.serve.table import BINS_PER_DECADE, DECADES, Table, bin_counts
-from tc_adapters_lens.serve.text_search import Building
 
 STATIC = Path(__file__).resolve().parent / "static"
 LIT = "lit-html"
 LISTED = ("layer", "feature", "frequency", "mean", "max")
 N_PROMOTED = 10  # tokens of a row of the list
 MOST = 10**9
-
-
-class OpenStore:
-    """A store with what the page needs of it in memory."""
-
-    def __init__(self, store: FeatureStore):
-        self.store = store
-        self._lock = Lock()
-
-    @property
-    def table(self) -> Table:
-        """Its features, read at the first use."""
-        with self._lock:
-            return self._table
-
-    @property
-    def index(self) -> Building:
-        """Its text, whose index is begun at the first use."""
-        with self._lock:
-            return self._index
-
-    @cached_property
-    def _table(self) -> Table:
-        return Table.of(self.store)
-
-    @cached_property
-    def _index(self) -> Building:
-        return Building(self.store)
-
-    def rows(self, query: Query) -> np.ndarray:
-        """Rows of the table that a query wants, in its order."""
-        return self.table.rows(query, lambda text, match_case: self.index.rows(text, match_case))
 
 
 class Site:
@@ -79,15 +45,15 @@ class Site:
         Raises:
             AdapterLensError: there is nothing to show, or it is broken.
         """
-        self.run, stores = open_stores(path)
+        self.run, stores = find_stores(path)
         self.name = Path(path).expanduser().resolve().name
-        self.stores = {name: OpenStore(store) for name, store in stores.items()}
+        self.stores = {name: OpenStore(directory) for name, directory in stores.items()}
         self.graphs = Graphs(self.run)
 
     def warm(self) -> None:
         """Reads the first store, and begins its index, so that the first visitor need not wait."""
-        first = next(iter(self.stores.values()))
-        _ = first.table, first.index
+        with suppress(AdapterLensError):  # who asks is told
+            next(iter(self.stores.values())).warm()
 
     def info(self, request: Request) -> dict[str, Any]:
         """The run's stores, and what there is to choose from in one."""
@@ -147,6 +113,7 @@ class Site:
         name = request.query_params.get("store") or next(iter(self.stores))
         if name not in self.stores:
             raise HTTPException(404, f"store must be one of {', '.join(self.stores)}. Got {name!r}.")
+        self.stores[name].refresh()
         return self.stores[name]
 
     def _query(self, request: Request, opened: OpenStore) -> Query:

@@ -8,11 +8,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tc_adapters_lens.errors import RunError
-from tc_adapters_lens.features.store import FeatureStore
+from tc_adapters_lens.features.store_files import STORE_FILE
 
 STORES = ("features", "features-target", "features-base")
 FOLDERS = ("dashboards", "graphs")
-INFO = "store.json"
 KINDS = {
     ".html": "text/html",
     ".js": "text/javascript",
@@ -23,24 +22,23 @@ KINDS = {
 }
 
 
-def open_stores(path: str | Path) -> tuple[Path | None, dict[str, FeatureStore]]:
-    """The run's directory and its stores by name; of a store itself, no run and that one.
+def find_stores(path: str | Path) -> tuple[Path | None, dict[str, Path]]:
+    """The run's directory and those of its stores by name; of a store itself, no run and that one.
 
     Raises:
         RunError: there is no store.
-        FeatureStoreError: a store is broken.
     """
     directory = Path(path).expanduser()
     if not directory.is_dir():
         raise RunError(f"RUN must be a directory. Got {path}.")
-    if (directory / INFO).is_file():
-        return None, {directory.resolve().name: FeatureStore.open(directory)}
-    found = [name for name in STORES if (directory / name / INFO).is_file()]
+    if (directory / STORE_FILE).is_file():
+        return None, {directory.resolve().name: directory}
+    found = [name for name in STORES if (directory / name / STORE_FILE).is_file()]
     if not found:
         raise RunError(
             f"RUN must hold features to show. Got {path}, which has none; make them: tc-adapters features --run {path}"
         )
-    return directory.resolve(), {name: FeatureStore.open(directory / name) for name in found}
+    return directory.resolve(), {name: directory / name for name in found}
 
 
 def inside(root: Path, name: str) -> Path | None:

@@ -1,19 +1,19 @@
-"""What the server answers: lists, features, files; and what it refuses."""
+"""What the server answers: lists, features, the page."""
 
 from __future__ import annotations
 
 import math
 import re
-from urllib.parse import quote
+import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from tc_adapters_lens import assets
 from tc_adapters_lens.features.store import FeatureStore
 from tc_adapters_lens.serve.app import STATIC, Site, make_app
 from tc_adapters_lens.serve.graphs import unpair
-from tc_adapters_lens.serve.guard import allowed_hosts
 from tests.features.builder import HOSTILE, synthetic_store
 from tests.serve.client import request
 from tests.serve.conftest import N_FEATURES, N_LAYERS, PEAKED, WORDS, cantor
@@ -147,110 +147,6 @@ def test_what_cannot_be_answered_is_one_line(app, target, status, says):
     assert says in answer.json["error"]
 
 
-# --------------------------------------------------------------------------------------------------------- guarding
-
-
-def test_every_answer_is_guarded(app):
-    targets = (
-        "/",
-        "/static/app.js",
-        "/lib/lit-html.js",
-        "/api/info",
-        "/run/graphs/add.json",
-        "/nowhere",
-        "/api/table?sort=x",
-    )
-    for target in targets:
-        headers = request(app, target).headers
-        policy = headers["content-security-policy"]
-        assert "unsafe" not in policy
-        assert {"default-src 'none'", "frame-ancestors 'none'"} <= set(policy.split("; "))
-        assert headers["x-content-type-options"] == "nosniff"
-        assert headers["referrer-policy"] == "no-referrer"
-        assert headers["cross-origin-resource-policy"] == "same-origin"
-        assert "access-control-allow-origin" not in headers
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:9", "localhost:8765", "LOCALHOST", "[::1]:8765"])
-def test_loopback_names_are_known(app, host):
-    assert request(app, "/", host=host).status == 200
-
-
-@pytest.mark.parametrize(
-    "host", ["", "evil.example", "evil.example:8765", "127.0.0.1.evil.example", "localhost.", "10.0.0.1", "[::1", "::1"]
-)
-def test_other_hosts_are_refused(app, host):
-    for target in ("/", "/api/info", "/run/graphs/add.json"):
-        assert request(app, target, host=host).status == (200 if host == "[::1" else 421)
-
-
-def test_on_all_networks_addresses_are_known_and_names_are_not(site):
-    app = make_app(site, tuple(allowed_hosts("0.0.0.0")))
-    assert request(app, "/", host="10.1.2.3:8765").status == 200
-    assert request(app, "/", host="[fe80::1]:8765").status == 200
-    assert request(app, "/", host="evil.example:8765").status == 421
-    assert request(make_app(site, tuple(allowed_hosts("10.1.2.3"))), "/", host="10.1.2.3").status == 200
-
-
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "get"])
-def test_nothing_but_reading(app, method):
-    answer = request(app, "/api/info", method=method)
-    assert (answer.status, answer.headers["allow"]) == (405, "GET, HEAD")
-
-
-@pytest.mark.parametrize(
-    "target",
-    [
-        "/run/config.json",
-        "/run/features/store.json",
-        "/run/dashboards/notes.txt",
-        "/run/dashboards/link.html",
-        "/run/dashboards/out/secret.html",
-        "/run/graphs/link.json",
-        "/run/dashboards/../config.json",
-        "/run/dashboards/../../secret.html",
-        "/run/dashboards/..%2f..%2fsecret.html",
-        "/run/dashboards/%2e%2e/%2e%2e/secret.html",
-        "/run/dashboards/..%5c..%5csecret.html",
-        "/run/dashboards/a b.html%00.html",
-        "/run/%00.html",
-        "/run//etc/passwd",
-        "/run//dashboards/a%20b.html",
-        "/run/dashboards/" + "x" * 300 + ".html",
-        "/run/dashboards",
-        "/run/dashboards/",
-        "/run/",
-        "/static/../app.py",
-        "/static/..%2fapp.py",
-        "/static/%2e%2e%2fapp.py",
-        "/static/",
-        "/static/%00",
-    ],
-)
-def test_files_elsewhere_are_not_there(app, target):
-    answer = request(app, target)
-    assert answer.status == 404
-    assert b"secret" not in answer.body
-
-
-def test_an_absolute_name_is_not_there(app, run):
-    for path in (run.parent / "secret.html", run / "dashboards/a b.html"):
-        assert request(app, f"/run/{quote(str(path))}").status == 404
-        assert request(app, f"/run/dashboards/{quote(str(path), safe='')}").status == 404
-
-
-def test_a_dashboard_runs_apart_from_the_page(app):
-    answer = request(app, "/run/dashboards/a%20b.html")
-    assert (answer.status, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
-    policy = answer.headers["content-security-policy"].split("; ")
-    assert policy[0].split()[0] == "sandbox"
-    assert "allow-same-origin" not in policy[0]
-    assert {"connect-src 'none'", "frame-ancestors 'none'"} <= set(policy)
-    # Its scripts are another origin's to a page that is apart, and so must allow it.
-    library = request(app, "/run/dashboards/lib/d3.js")
-    assert library.headers["cross-origin-resource-policy"] == "cross-origin"
-
-
 def test_a_dashboard_is_linked_only_if_it_is_inside(app):
     for feature in (1, 2, 3):  # out of the run, a link out of it, no name
         assert request(app, f"/api/feature/0/{feature}").json["dashboard"] is None
@@ -264,6 +160,24 @@ def test_graphs_are_read_again_when_they_change(tmp_path):
     node = f'{{"feature_type": "cross layer transcoder", "feature": {cantor(0, 2)}}}'
     (tmp_path / "graphs/new.json").write_text(f'{{"metadata": {{"slug": "s"}}, "nodes": [{node}]}}', encoding="utf-8")
     assert [graph["slug"] for graph in request(app, "/api/feature/0/2").json["graphs"]] == ["s"]
+
+
+def test_a_store_that_changed_is_read_again(tmp_path):
+    store = synthetic_store(tmp_path / "features", n_layers=1, n_features=4, words=("before",), d_vocab=4)
+    app = make_app(Site(tmp_path))
+    assert request(app, "/api/info").json["store"]["classes"] == []
+    labels = pd.DataFrame({"layer": [0], "feature": [2], "class": ["output"]})
+    store.add_labels("judge", labels)
+    assert request(app, "/api/info").json["store"]["classes"] == ["output"]
+    assert request(app, "/api/table?class=output&dead=1").json["total"] == 1
+    assert request(app, "/api/table?text=before").json["total"] > 0
+    synthetic_store(tmp_path / "features", n_layers=1, n_features=5, words=("after",), d_vocab=4)
+    assert request(app, "/api/table?dead=1").json["of"] == 5
+    assert request(app, "/api/table?text=before").json["total"] == 0
+    shutil.rmtree(tmp_path / "features")
+    answer = request(app, "/api/table")
+    assert answer.status == 400
+    assert "is not a feature store" in answer.json["error"]
 
 
 # ------------------------------------------------------------------------------------------------------------- page
