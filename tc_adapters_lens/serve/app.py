@@ -20,13 +20,14 @@ from tc_adapters_lens import __version__
 from tc_adapters_lens.assets import ASSETS, find
 from tc_adapters_lens.errors import AdapterLensError
 from tc_adapters_lens.features.records import StoreInfo
+from tc_adapters_lens.features.store_files import share_columns
 from tc_adapters_lens.serve.feature_page import context_json, feature_json, file_address
 from tc_adapters_lens.serve.graphs import Graphs
 from tc_adapters_lens.serve.guard import LOOPBACK, Guard, dashboard_policy
 from tc_adapters_lens.serve.open_store import OpenStore
 from tc_adapters_lens.serve.query import DEFAULT_SORT, PAGE, Query, parse_query, whole
 from tc_adapters_lens.serve.run_files import KINDS, dashboard, find_stores, inside, served_file
-from tc_adapters_lens.serve.table import BINS_PER_DECADE, DECADES, Table, bin_counts
+from tc_adapters_lens.serve.table import BINS_PER_DECADE, DECADES, TOP_SHARE, TOP_TEMPLATE, Table, bin_counts
 
 STATIC = Path(__file__).resolve().parent / "static"
 LIT = "lit-html"
@@ -204,17 +205,18 @@ def store_json(opened: OpenStore) -> dict[str, Any]:
         "n_counted": info.n_counted,
         "n_sequences": info.n_sequences,
         "pair": dict(info.pair),
-        "shares": [[name, share] for name, share in zip(table.shares, expected(info), strict=True)],
+        "shares": [[name, expected(info).get(name)] for name in table.shares],
         "numeric": list(table.numeric),
         "classes": table.classes,
         "histogram": {"first": DECADES[0], "per_decade": BINS_PER_DECADE, "counts": bin_counts(table.bins)},
     }
 
 
-def expected(info: StoreInfo) -> list[float]:
-    """The share of all positions that counted, for each column of shares: what a feature without preferences has."""
+def expected(info: StoreInfo) -> dict[str, float]:
+    """The share of all positions that counted, by column: what a feature without preferences has."""
+    columns = [name for names in share_columns(info).values() for name in names]
     tokens = (*info.region_tokens, *info.group_tokens, *info.template_tokens)
-    return [n_tokens / max(info.n_counted, 1) for n_tokens in tokens]
+    return {name: n_tokens / max(info.n_counted, 1) for name, n_tokens in zip(columns, tokens, strict=True)}
 
 
 def place(rows: np.ndarray, row: int, n_features: int) -> dict[str, Any] | None:
@@ -233,9 +235,12 @@ def place(rows: np.ndarray, row: int, n_features: int) -> dict[str, Any] | None:
 def listed(table: Table, query: Query) -> list[str]:
     """Columns of the list: template positions are many, so only those that the query names."""
     named = {query.sort, *dict(query.shares)}
-    shares = [name for name in table.shares if not name.startswith("template:") or name in named]
-    first = [name for name in table.labels if name == "class"]
-    return [*LISTED, *first, *shares, *(name for name in table.labels if name not in first)]
+    shares = [name for name in table.shares if name in named or not name.startswith(("template:", TOP_SHARE))]
+    first, others = [], []
+    for name in table.labels:
+        if name != TOP_TEMPLATE or TOP_SHARE in named:
+            (first if name == "class" else others).append(name)
+    return [*LISTED, *first, *shares, *others]
 
 
 def _file(path: Path | None) -> Response:

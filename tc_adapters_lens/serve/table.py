@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from threading import Lock
 from typing import Any
 
@@ -15,6 +15,7 @@ from tc_adapters_lens.features.store_files import share_columns
 from tc_adapters_lens.serve.query import Query
 
 FIXED = ("layer", "feature", "n_active", "frequency", "mean", "max")
+TOP_TEMPLATE, TOP_SHARE = "top_template", "top_template_share"
 _TOKENS = ("promoted", "inhibited")
 KEPT_QUERIES = 16
 DECADES = (-8, 0)  # of the histogram of frequencies
@@ -63,16 +64,19 @@ class Table:
         """All columns of a store and its labels, read once."""
         columns = share_columns(store.info)
         shares = [name for names in columns.values() for name in names]
-        numeric = {name: np.asarray(store.column(name)) for name in (*FIXED, *shares)}
-        labels = [name for name in store.column_names if name not in numeric and name not in _TOKENS]
         texts = {}
+        if TOP_SHARE in store.column_names:
+            shares.append(TOP_SHARE)
+            texts[TOP_TEMPLATE] = _texts(store.column(TOP_TEMPLATE))
+        numeric = {name: np.asarray(store.column(name)) for name in (*FIXED, *shares)}
+        labels = [name for name in store.column_names if name not in (*numeric, *texts, *_TOKENS)]
         frame = store.frame()[labels] if labels else {}
         for name in labels:
             values = np.asarray(frame[name])
             if values.dtype.kind in "biuf":
                 numeric[name] = values
             else:
-                texts[name] = np.array([_text(value) for value in values], dtype=object)
+                texts[name] = _texts(values)
         n_rows = len(numeric["layer"])
         promoted = np.asarray(store.column("promoted"), dtype=np.int32).reshape(n_rows, -1)
         return cls(numeric, texts, shares, promoted, store.vocabulary.texts(range(len(store.vocabulary))))
@@ -171,5 +175,6 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _text(value: Any) -> str | None:
-    return None if value is None or value != value else str(value)
+def _texts(values: Iterable[Any]) -> np.ndarray:
+    """Strings, None where there is no value."""
+    return np.array([None if value is None or value != value else str(value) for value in values], dtype=object)

@@ -62,7 +62,7 @@ def synthetic_store(
 
     Args:
         dead: share of features that never fire.
-        changes: fields of StoreInfo to set otherwise.
+        changes: fields of StoreInfo to set otherwise; empty `regions`, `template` and `groups` make plain text.
     """
     rng = np.random.default_rng(seed)
     lengths = rng.integers(2, longest, n_sequences)
@@ -101,9 +101,9 @@ def synthetic_store(
         tokens=rng.integers(0, d_vocab, n_tokens),
         offsets=offsets,
         counted=np.ones(n_tokens, bool),
-        regions=rng.integers(0, 3, n_tokens),
-        template=rng.integers(0, 3, n_tokens),
-        groups=groups,
+        regions=rng.integers(0, 3, n_tokens) if info.regions else None,
+        template=rng.integers(0, 3, n_tokens) if info.template else None,
+        groups=groups if info.groups else None,
         region_names=info.regions,
         template_names=info.template,
         group_names=info.groups,

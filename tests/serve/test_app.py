@@ -56,6 +56,30 @@ def test_the_list_is_sorted_filtered_and_cut_into_pages(app, store):
     assert "template:<think>" in request(app, "/api/table?sort=template:%3Cthink%3E").json["columns"]
 
 
+def test_features_of_one_template_position_are_found(app, store):
+    frame = store.frame()
+    wanted = frame[(frame["top_template_share"] >= 0.8) & (frame["n_active"] > 0)]
+    found = request(app, "/api/table?share=0.8,top_template_share").json
+    assert found["total"] == len(wanted) > 0
+    names = dict(zip(zip(wanted["layer"], wanted["feature"], strict=True), wanted["top_template"], strict=True))
+    column = found["columns"].index("top_template")
+    assert all(row[column] == names[row[0], row[1]] for row in found["rows"])
+    assert "top_template" not in request(app, "/api/table").json["columns"]
+
+
+def test_plain_text_has_no_shares(tmp_path):
+    plain = dict.fromkeys(["regions", "region_tokens", "template", "template_tokens", "groups", "group_tokens"], ())
+    store = synthetic_store(tmp_path / "features", n_layers=1, n_features=8, dead=0, group_by=None, **plain)
+    app = make_app(Site(tmp_path))
+    assert request(app, "/api/info").json["store"]["shares"] == []
+    listed = request(app, "/api/table").json
+    assert listed["columns"] == ["layer", "feature", "frequency", "mean", "max"]
+    assert listed["total"] == len(store)
+    answer = request(app, "/api/feature/0/3").json
+    assert answer["regions"] == answer["groups"] == answer["template"] == []
+    assert {example["group"] for example in answer["top"]} == {None}
+
+
 def test_text_is_searched_in_the_store_that_is_asked_for(app, run):
     for name in ("features", "features-target"):
         store = FeatureStore.open(run / name)

@@ -106,6 +106,9 @@ function bound(name, label) {
 
 // ------------------------------------------------------------------------------------------------------- shares
 
+// A column of shares as a reader names it.
+const words = (name) => (name === "top_template_share" ? "one template position, of the highest examples" : name.replace(":", ": "));
+
 function shares(store) {
   if (!store.shares.length) return nothing;
   const chosen = params().getAll("share").map((text) => [text.slice(0, text.indexOf(",")), text.slice(text.indexOf(",") + 1)]);
@@ -118,24 +121,24 @@ function shares(store) {
   const slide = debounce(set, DEBOUNCE);
   const free = store.shares.map(([name]) => name).filter((name) => !chosen.some(([, other]) => other === name));
   return html`<fieldset class="shares"><legend>Active mostly in</legend>
-    ${chosen.map(([least, name], index) => html`<div class="chosen-share"><bdi>${name.replace(":", ": ")}</bdi>
+    ${chosen.map(([least, name], index) => html`<div class="chosen-share"><bdi>${words(name)}</bdi>
       <output>≥ ${percent(Number(least))}</output>
       <button class="remove" aria-label=${`Remove the filter on ${name}`} @click=${() => set(index, least, null)}>×</button>
       <input type="range" min="0" max="1" step="0.05" .value=${least} aria-label=${`least share in ${name}`}
         @input=${(event) => { event.target.parentElement.querySelector("output").textContent = `≥ ${percent(Number(event.target.value))}`; slide(index, event.target.value, name); }}></div>`)}
     <select id="f-share" aria-label="Add a region, group or position" .value=${""} @change=${(event) => { if (event.target.value) set(chosen.length, "0.5", event.target.value); event.target.value = ""; }}>
       <option value="">add a region or group</option>
-      ${free.map((name) => html`<option value=${name}>${name.replace(":", ": ")}</option>`)}</select></fieldset>`;
+      ${free.map((name) => html`<option value=${name}>${words(name)}</option>`)}</select></fieldset>`;
 }
 
 // What is asked for, in words: for where the filters themselves are out of sight.
 export function summary() {
-  const at = params(), words = [];
-  if (at.get("promoted")) words.push(`promotes “${at.get("promoted")}”`);
-  if (at.get("layers")) words.push(`layers ${at.get("layers")}`);
-  if (at.get("min_frequency")) words.push(`frequency ≥ ${percent(Number(at.get("min_frequency")))}`);
-  if (at.get("max_frequency")) words.push(`frequency ≤ ${percent(Number(at.get("max_frequency")))}`);
-  for (const text of at.getAll("share")) words.push(`${text.slice(text.indexOf(",") + 1)} ≥ ${percent(Number(text.slice(0, text.indexOf(","))))}`);
-  for (const name of at.getAll("class")) words.push(name);
-  return words.join(" · ");
+  const at = params(), said = [];
+  if (at.get("promoted")) said.push(`promotes “${at.get("promoted")}”`);
+  if (at.get("layers")) said.push(`layers ${at.get("layers")}`);
+  if (at.get("min_frequency")) said.push(`frequency ≥ ${percent(Number(at.get("min_frequency")))}`);
+  if (at.get("max_frequency")) said.push(`frequency ≤ ${percent(Number(at.get("max_frequency")))}`);
+  for (const text of at.getAll("share")) said.push(`${words(text.slice(text.indexOf(",") + 1))} ≥ ${percent(Number(text.slice(0, text.indexOf(","))))}`);
+  for (const name of at.getAll("class")) said.push(name);
+  return said.join(" · ");
 }
