@@ -6,27 +6,24 @@ adapter_set.json                                      pair, hooks, recipe, what 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 from sae_lens import SAE, Transcoder
 from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from sae_lens.util import dtype_to_str
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from tc_adapters_lens.errors import AdapterSetError, CheckpointError
-from tc_adapters_lens.models.adapters import PARAMETERS, adapter_shapes, check_adapter_config
+from tc_adapters_lens.models.adapters import adapter_shapes, check_adapter_config
 from tc_adapters_lens.models.atomic import write_json
-from tc_adapters_lens.models.names import hook_delta, hook_in
+from tc_adapters_lens.models.names import SET_FILE, hook_delta, hook_in
 from tc_adapters_lens.models.pair_info import PairInfo
 from tc_adapters_lens.models.tensor_files import first_line, open_safetensors, read_json, shapes_in
 
-SET_FILE = "adapter_set.json"
 FORMAT = "tc_adapters_lens.adapter_set"
 FORMAT_VERSION = 1
 
@@ -48,33 +45,6 @@ class AdapterSetInfo:
 def is_adapter_set(directory: Path) -> bool:
     """Whether a directory holds an adapter set's description; no more is read."""
     return (directory / SET_FILE).is_file()
-
-
-def fingerprint(parameters: Iterable[torch.Tensor]) -> str:
-    """xxh3 of parameters' bits, in the order of layers and PARAMETERS."""
-    digest = xxhash.xxh3_128()
-    for parameter in parameters:
-        digest.update(parameter.cpu().contiguous().view(torch.uint8).numpy().data)
-    return f"xxh3:{digest.hexdigest()}"
-
-
-def stored_fingerprint(directory: Path) -> str:
-    """`AdapterSet.fingerprint` of a set on disk, one tensor in memory at a time.
-
-    Raises:
-        AdapterSetError: not a set, or a layer is missing or corrupt.
-    """
-    _, sizes = read_description(directory)
-
-    def parameters() -> Iterator[torch.Tensor]:
-        for layer in range(sizes["n_layers"]):
-            stored = open_safetensors(directory / f"layer_{layer}" / SAE_WEIGHTS_FILENAME)
-            yield from map(stored.get_tensor, PARAMETERS)
-
-    try:
-        return fingerprint(parameters())
-    except (CheckpointError, SafetensorError) as error:
-        raise AdapterSetError(f"{directory} cannot be read: {first_line(error)}") from error
 
 
 def write_adapters(directory: Path, adapters: Sequence[Transcoder], info: AdapterSetInfo) -> None:

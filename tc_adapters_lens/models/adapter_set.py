@@ -17,20 +17,20 @@ from tc_adapters_lens.models import hub, model_card
 from tc_adapters_lens.models.adapter_files import (
     SET_FILE,
     AdapterSetInfo,
-    fingerprint,
     is_adapter_set,
     read_adapters,
     read_description,
     write_adapters,
 )
+from tc_adapters_lens.models.adapter_fingerprint import fingerprint
 from tc_adapters_lens.models.adapters import (
-    PARAMETERS,
     adapter_shapes,
     check_adapter_config,
     describe,
     make_adapter,
 )
 from tc_adapters_lens.models.atomic import atomic_directory
+from tc_adapters_lens.models.names import PARAMETERS
 from tc_adapters_lens.models.pair_info import PairInfo, check_same_pair
 
 __all__ = ["PARAMETERS", "AdapterSet", "AdapterSetInfo", "is_adapter_set"]

@@ -17,8 +17,6 @@ from tc_adapters_lens.errors import AdapterSetError
 from tc_adapters_lens.models.names import hook_delta, hook_in
 from tc_adapters_lens.models.pair_info import PairInfo
 
-PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
-
 
 def make_adapter(layer: int, tensors: Mapping[str, Tensor], pair: PairInfo) -> Transcoder:
     """An adapter whose parameters share memory with the given tensors.

@@ -1,6 +1,9 @@
-"""Names of the hook points a pair adds at every layer."""
+"""Names of the hook points a pair adds at every layer, and of what adapters are made of."""
 
 from __future__ import annotations
+
+PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
+SET_FILE = "adapter_set.json"
 
 
 def hook_in(layer: int) -> str:

@@ -26,7 +26,7 @@ from tc_adapters_lens.serve.graphs import Graphs
 from tc_adapters_lens.serve.guard import LOOPBACK, Guard, dashboard_policy
 from tc_adapters_lens.serve.open_store import OpenStore
 from tc_adapters_lens.serve.query import DEFAULT_SORT, PAGE, Query, parse_query, whole
-from tc_adapters_lens.serve.run_files import KINDS, dashboard, find_stores, inside, served_file
+from tc_adapters_lens.serve.run_files import KINDS, dashboard, find_stores, inside, require_own_adapters, served_file
 from tc_adapters_lens.serve.table import BINS_PER_DECADE, DECADES, TOP_SHARE, TOP_TEMPLATE, Table, bin_counts
 
 STATIC = Path(__file__).resolve().parent / "static"
@@ -49,6 +49,8 @@ class Site:
         self.run, stores = find_stores(path)
         self.name = Path(path).expanduser().resolve().name
         self.stores = {name: OpenStore(directory) for name, directory in stores.items()}
+        if self.run is not None:
+            require_own_adapters(self.run, [opened.store for opened in self.stores.values()])
         self.graphs = Graphs(self.run)
 
     def warm(self) -> None:

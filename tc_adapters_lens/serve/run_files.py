@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tc_adapters_lens.errors import RunError
+from tc_adapters_lens.errors import FeatureStoreError, RunError
+from tc_adapters_lens.features.store import FeatureStore
 from tc_adapters_lens.features.store_files import STORE_FILE
+from tc_adapters_lens.models.adapter_fingerprint import stored_fingerprint
+from tc_adapters_lens.models.names import SET_FILE
 
 STORES = ("features", "features-target", "features-base")
+ADAPTERS = "adapters"
 FOLDERS = ("dashboards", "graphs")
 KINDS = {
     ".html": "text/html",
@@ -39,6 +43,23 @@ def find_stores(path: str | Path) -> tuple[Path | None, dict[str, Path]]:
             f"RUN must hold features to show. Got {path}, which has none; make them: tc-adapters features --run {path}"
         )
     return directory.resolve(), {name: directory / name for name in found}
+
+
+def require_own_adapters(run: Path, stores: Iterable[FeatureStore]) -> None:
+    """Adapters that were trained again, or replaced, are not those whose features are there.
+
+    Raises:
+        AdapterLensError: a store is of other adapters than the run's, or these cannot be read.
+    """
+    if not (run / ADAPTERS / SET_FILE).is_file():
+        return
+    fingerprint = stored_fingerprint(run / ADAPTERS)
+    for store in stores:
+        if store.info.adapters_fingerprint not in (None, fingerprint):
+            raise FeatureStoreError(
+                f"{store.directory} must be of the adapters in {run / ADAPTERS} ({fingerprint}). Got one of others "
+                f"({store.info.adapters_fingerprint}); make it again: tc-adapters features --run {run}"
+            )
 
 
 def inside(root: Path, name: str) -> Path | None:

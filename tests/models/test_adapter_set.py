@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from tc_adapters_lens.errors import AdapterSetError, CheckpointError
 from tc_adapters_lens.models import adapter_files
+from tc_adapters_lens.models.adapter_fingerprint import stored_fingerprint
 from tc_adapters_lens.models.adapter_set import PARAMETERS, AdapterSet, AdapterSetInfo
 from tc_adapters_lens.models.names import hook_delta, hook_in
 from tc_adapters_lens.models.pair_info import PairInfo
@@ -60,14 +61,14 @@ def edit(path: Path, **changes) -> None:
 
 def test_fingerprint_is_of_every_bit_wherever_it_is(saved):
     known = random_set().fingerprint()
-    assert adapter_files.stored_fingerprint(saved) == AdapterSet.load(saved).fingerprint() == known
+    assert stored_fingerprint(saved) == AdapterSet.load(saved).fingerprint() == known
     for name in PARAMETERS:
         changed = AdapterSet.load(saved)
         changed[1].get_parameter(name).data.view(-1)[0] += 1e-3
         assert changed.fingerprint() != known
     (saved / WEIGHTS).write_bytes((saved / WEIGHTS).read_bytes()[:-4])
     with pytest.raises(AdapterSetError, match="truncated"):
-        adapter_files.stored_fingerprint(saved)
+        stored_fingerprint(saved)
 
 
 class TestFresh:

@@ -12,11 +12,13 @@ import sys
 
 import pytest
 
+from tc_adapters_lens import AdapterSet, AdapterSetInfo, PairInfo
 from tc_adapters_lens.cli.main import main
 from tc_adapters_lens.errors import AdapterLensError
+from tc_adapters_lens.serve.app import Site
 from tc_adapters_lens.serve.guard import is_loopback
 from tc_adapters_lens.serve.server import address, listen
-from tests.features.builder import synthetic_store
+from tests.features.builder import PAIR, synthetic_store
 from tests.serve.running import running
 
 
@@ -129,6 +131,19 @@ def test_wrong_use_is_one_line(words, code, says, tmp_path, monkeypatch, capsys)
     errors = capsys.readouterr().err
     assert says in errors
     assert errors.count("\n") == 1
+
+
+def test_a_store_of_other_adapters_is_one_line(tmp_path, capsys):
+    info = AdapterSetInfo(PairInfo(**PAIR))
+    adapters = AdapterSet.fresh(2, 4, 6, info)
+    synthetic_store(tmp_path / "features", n_layers=2, n_features=6, adapters_fingerprint=adapters.fingerprint())
+    adapters.save(tmp_path / "adapters")
+    assert Site(tmp_path).stores.keys() == {"features"}
+    AdapterSet.fresh(2, 4, 6, info, seed=1).save(tmp_path / "adapters")
+    assert main(["serve", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert "features must be of the adapters in" in said
+    assert said.count("\n") == 1
 
 
 def test_a_broken_store_is_one_line(tmp_path, capsys):
