@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -98,54 +98,63 @@ class Collector:
         Raises:
             DataError: an activation is not finite.
         """
-        acts = acts.detach()
-        flat = acts.reshape(-1, self.n_features)
-        counted = batch.counted.flatten()
+        flat = acts.detach().reshape(-1, self.n_features)
         rows_at_once = max(1, _AT_ONCE // self.n_features)
         for start in range(0, len(flat), rows_at_once):
-            part = flat[start : start + rows_at_once]
-            entries = active_entries(part)
-            rows = torch.div(entries, self.n_features, rounding_mode="floor") + start
-            chosen = counted[rows]
-            rows, features = rows[chosen], entries[chosen] % self.n_features
-            values = part.reshape(-1)[entries[chosen]].float()
-            if len(values):
-                self._add_entries(layer, rows, features, values, acts, batch)
+            stop = min(start + rows_at_once, len(flat))
+            seen = self._active(
+                flat, max(0, start - self.keeping.before), min(len(flat), stop + self.keeping.after), batch
+            )
+            chosen = batch.counted.flatten()[seen.rows] & (seen.rows >= start) & (seen.rows < stop)
+            counted = _Entries(*(part[chosen] for part in seen))
+            if not counted.values.isfinite().all():
+                raise DataError(f"Activations must be finite. Got NaN or infinity in layer {layer}. Use float32.")
+            if len(counted.rows):
+                self._count_all(self._layers[layer].sums, counted, batch)
+                self._keep(layer, counted, seen, batch)
 
-    def _add_entries(
-        self,
-        layer: int,
-        rows: Int[Tensor, " n"],
-        features: Int[Tensor, " n"],
-        values: Float[Tensor, " n"],
-        acts: Float[Tensor, "batch pos n_features"],
-        batch: TextBatch,
-    ) -> None:
-        if not values.isfinite().all():
-            raise DataError(f"Activations must be finite. Got NaN or infinity in layer {layer}. Use float32.")
-        state = self._layers[layer]
+    def _active(self, flat: Float[Tensor, "n_rows n_features"], start: int, stop: int, batch: TextBatch) -> _Entries:
+        """Active entries of some rows; those of padding left out."""
+        entries = active_entries(flat[start:stop])
+        rows = torch.div(entries, self.n_features, rounding_mode="floor") + start
+        inside = batch.inside.flatten()[rows]
+        entries, rows = entries[inside], rows[inside]
+        return _Entries(rows, entries % self.n_features, flat[start:stop].reshape(-1)[entries].float())
+
+    def _count_all(self, sums: Mapping[str, Tensor], entries: _Entries, batch: TextBatch) -> None:
+        rows, features, values = entries
         one = torch.ones_like(features)
-        _count(state.sums["n_active"], features, None, one)
-        _count(state.sums["total"], features, None, (values.double() * _POINT).round().long())
-        _count(state.sums["histogram"], features, _bins(values), one)
+        _count(sums["n_active"], features, None, one)
+        _count(sums["total"], features, None, (values.double() * _POINT).round().long())
+        _count(sums["histogram"], features, _bins(values), one)
         for name in _LABELS:
             if self._sizes[name]:
-                _count(state.sums[name], features, getattr(batch, name).flatten()[rows], one)
+                _count(sums[name], features, getattr(batch, name).flatten()[rows], one)
 
-        n_pos = acts.shape[1]
+    def _keep(self, layer: int, entries: _Entries, seen: _Entries, batch: TextBatch) -> None:
+        """Offer entries as examples, their windows made of all that was seen."""
+        n_rows, n_pos = batch.tokens.numel(), batch.tokens.shape[1]
+        order = seen.features.argsort(stable=True)
+        places = (seen.features * n_rows + seen.rows)[order]  # ascending: by feature, then by row
+        rows, features, values = entries
 
-        def windows_of(entries: Int[Tensor, " m"]) -> Float[Tensor, "m window"]:
-            row = rows[entries].unsqueeze(1)
-            sequence, position = torch.div(row, n_pos, rounding_mode="floor"), row % n_pos
-            around = torch.arange(-self.keeping.before, self.keeping.after + 1, device=row.device)
-            wanted = position + around
-            there = wanted.clamp(0, n_pos - 1)
-            inside = (wanted == there) & batch.inside[sequence, there]
-            return acts[sequence, there, features[entries].unsqueeze(1)].float().masked_fill(~inside, 0)
+        def windows_of(chosen: Int[Tensor, " m"]) -> Float[Tensor, "m window"]:
+            row, feature = rows[chosen], features[chosen]
+            begin = torch.div(row, n_pos, rounding_mode="floor") * n_pos
+            first = torch.maximum(row - self.keeping.before, begin)
+            last = torch.minimum(row + self.keeping.after, begin + n_pos - 1)
+            low = torch.searchsorted(places, feature * n_rows + first)
+            counts = torch.searchsorted(places, feature * n_rows + last, right=True) - low
+            window = torch.repeat_interleave(counts)
+            skipped = low - (counts.cumsum(0) - counts)
+            near = order[torch.arange(len(window), device=row.device) + skipped[window]]
+            windows = seen.values.new_zeros(len(chosen), self.keeping.window)
+            windows[window, seen.rows[near] - row[window] + self.keeping.before] = seen.values[near]
+            return windows
 
-        positions = batch.positions.flatten()[rows]
-        state.kept["top"].add(features, activation_keys(values, positions), windows_of)
-        state.kept["sampled"].add(features, random_keys(self.keeping.seed, layer, features, positions), windows_of)
+        kept, positions = self._layers[layer].kept, batch.positions.flatten()[rows]
+        kept["top"].add(features, activation_keys(values, positions), windows_of)
+        kept["sampled"].add(features, random_keys(self.keeping.seed, layer, features, positions), windows_of)
 
     def merge(self, other: Collector) -> None:
         """Take what another collector, of the same text and settings, saw of other sequences."""
@@ -192,6 +201,14 @@ class Collector:
             top=top,
             sampled=state.kept["sampled"].examples(self.keeping.before, by_position=True),
         )
+
+
+class _Entries(NamedTuple):
+    """Active entries of a batch, row after row: flattened row of the batch, unit, activation."""
+
+    rows: Int[Tensor, " n"]
+    features: Int[Tensor, " n"]
+    values: Float[Tensor, " n"]
 
 
 @dataclass(frozen=True)

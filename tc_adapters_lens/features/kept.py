@@ -39,7 +39,7 @@ class Kept:
 
     Attributes:
         keys: `[n_features k]`, int64, in no order; -1 where there are fewer than k.
-        windows: activations around each, `[n_features k window]`, float32.
+        windows: activations around each, those above zero, `[n_features k window]`, float32.
     """
 
     def __init__(self, n_features: int, k: int, window: int, device: str | torch.device) -> None:

@@ -103,7 +103,7 @@ class KeptExamples(NamedTuple):
     positions: flat positions, in the order to be shown; -1 where there are fewer than k.
     activations: at these positions; 0 where there is none.
     starts: where each example's entries below start, and their number at the end; examples flattened.
-    offsets: which of the window's `before + 1 + after` tokens has a nonzero activation.
+    offsets: which of the window's `before + 1 + after` tokens has an activation above zero.
     values: that activation.
     """
 
@@ -155,7 +155,7 @@ class Example:
     activation: there.
     start: position of the first of `tokens`; the example's own token is `tokens[position - start]`.
     tokens: token ids of the surroundings.
-    activations: the feature's, at each of them.
+    activations: the feature's at each of them, 0 where it is not above zero (neurons go below).
     group: value of the store's `group_by` for the sequence; None without it.
     """
 

@@ -69,7 +69,7 @@ def naive_window(text: Text, acts: torch.Tensor, flat: int, feature: int) -> lis
     sequence = np.searchsorted(text.offsets, flat, side="right") - 1
     inside = range(text.offsets[sequence], text.offsets[sequence + 1])
     around = range(flat - KEEPING.before, flat + KEEPING.after + 1)
-    return [float(acts[p, feature]) if p in inside else 0.0 for p in around]
+    return [max(0.0, float(acts[p, feature])) if p in inside else 0.0 for p in around]
 
 
 def test_statistics_of_every_feature():
