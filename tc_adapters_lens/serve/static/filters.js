@@ -3,7 +3,7 @@ import { html, nothing, svg } from "/lib/lit-html.js";
 import { debounce, go, params, percent } from "/static/state.js";
 import { CLEAR } from "/static/list.js";
 
-export const DEBOUNCE = 120; // milliseconds of quiet before what is typed is asked for
+export const DEBOUNCE = 50; // milliseconds of quiet before what is typed is asked for
 
 const typed = debounce((name, value) => go({ [name]: value.trim() === "" ? "" : value }, { typing: name }), DEBOUNCE);
 
