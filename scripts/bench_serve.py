@@ -14,19 +14,19 @@ import argparse
 import os
 import platform
 import re
-import shutil
 import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 
 from tc_adapters_lens.cli.output import write_json
 from tc_adapters_lens.features.store import FeatureStore
 from tc_adapters_lens.features.store_files import is_feature_store
 from tc_adapters_lens.serve.app import STATIC
+from tests.chromium import launched
 from tests.features.builder import HOSTILE, synthetic_store
 from tests.serve.running import running
 
@@ -96,12 +96,8 @@ def build(directory: Path, n_layers: int, n_features: int, n_tokens: int) -> Fea
 
 def measure(store: FeatureStore, repeat: int) -> dict[str, Any]:
     """Milliseconds by name, one for each repetition."""
-    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    assert chromium is not None, "needs Chromium: apt install chromium, or set CHROMIUM to one"
     times: dict[str, list[float]] = {}
-    with sync_playwright() as playwright, running(store.directory) as url:
-        root = hasattr(os, "geteuid") and os.geteuid() == 0
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"] if root else [])
+    with launched() as browser, running(store.directory) as url:
         page = browser.new_page(viewport={"width": 1280, "height": 860})
         start = time.perf_counter()
         page.goto(url)
@@ -126,7 +122,6 @@ def measure(store: FeatureStore, repeat: int) -> dict[str, Any]:
             page.wait_for_selector(".passage")
             times.setdefault("feature opened", []).append(1000 * (time.perf_counter() - start))
             page.close()
-        browser.close()
     info = store.info
     return {
         "n_features": info.n_layers * info.n_features,

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
 
 from tc_adapters_lens.integrations.sae_dashboard.dashboards import write_dashboards
 from tc_adapters_lens.integrations.sae_dashboard.page import visible
 from tc_adapters_lens.integrations.sae_dashboard.text import HeldOutText
+from tests.chromium import launched, needs_chromium
 from tests.features.builder import HOSTILE
 from tests.integrations.conftest import DEAD
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
-CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="needs a Chromium: apt install chromium, or name one in CHROMIUM"
-)
+pytestmark = needs_chromium
 
 FEATURES = [(1, 3), (1, 0)]
 
@@ -39,9 +35,7 @@ def pages(drawable, tmp_path_factory) -> Path:
 def page(pages) -> Iterator:
     """A page that fails the test at its end if anything went wrong in it, and that has no network."""
     wrong: list[str] = []
-    with playwright.sync_playwright() as started:
-        arguments = ["--no-sandbox"] if os.name == "posix" and os.geteuid() == 0 else []
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=arguments)
+    with launched() as browser:
         context = browser.new_context(offline=True, viewport={"width": 1500, "height": 900})
         opened = context.new_page()
         opened.on("console", lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None)
@@ -52,12 +46,11 @@ def page(pages) -> Iterator:
         )
         yield opened
         assert opened.evaluate("window.hacked") is None
-        browser.close()
     assert not wrong
 
 
 def ready(page) -> None:
-    playwright.expect(page.locator(".plotly-hist .bars .point").nth(10)).to_be_attached()
+    expect(page.locator(".plotly-hist .bars .point").nth(10)).to_be_attached()
 
 
 def test_charts_are_drawn_and_the_index_leads_to_each_feature(page, pages):
@@ -73,12 +66,12 @@ def test_charts_are_drawn_and_the_index_leads_to_each_feature(page, pages):
     first = page.locator("#seq-group-2-0").inner_text()
 
     page.get_by_label("Feature").select_option("0")
-    playwright.expect(page).to_have_url(re.compile("#0$"))
+    expect(page).to_have_url(re.compile("#0$"))
     ready(page)
     assert page.locator("#seq-group-2-0").inner_text() != first
     assert page.locator("header [data-feature]:visible").inner_text().startswith("Feature 1.0: ")
     page.evaluate("location.hash = '#3'")
-    playwright.expect(page.get_by_label("Feature")).to_have_value("3")
+    expect(page.get_by_label("Feature")).to_have_value("3")
     assert page.locator("#seq-group-2-0").inner_text() == first
 
 

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from functools import partial
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from tc_adapters_lens.assets import ASSETS, find
+from tests.chromium import launched, needs_chromium
 from tests.features.builder import HOSTILE
 from tests.serve.conftest import PEAKED
 from tests.serve.running import running
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 NAME = ".".join(map(str, PEAKED))
 REFUSED = "the server responded with a status of 400"  # the browser's word for a wrong filter
 pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt install chromium, or set CHROMIUM to one"),
+    needs_chromium,
     pytest.mark.skipif(find("lit-html") is None, reason="no lit-html: python -m tc_adapters_lens.assets"),
 ]
 
@@ -32,11 +30,8 @@ def address(run):
 
 @pytest.fixture(scope="module")
 def browser():
-    with sync_playwright() as playwright:
-        root = hasattr(os, "geteuid") and os.geteuid() == 0
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"] if root else [])
+    with launched() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
