@@ -278,7 +278,7 @@ def _info(
         adapters=settings.adapters if source.adapters is not None else None,
         adapters_fingerprint=None if source.adapters is None else source.adapters.fingerprint(),
         provenance={
-            "tokens": settings.data.path,
+            "source": settings.data.path,
             "tokens_fingerprint": labelled.sequences.fingerprint(),
             "positions": settings.data.loss_on,
             "seed": settings.keeping.seed,

@@ -157,6 +157,7 @@ class Example:
     tokens: token ids of the surroundings.
     activations: the feature's at each of them, 0 where it is not above zero (neurons go below).
     group: value of the store's `group_by` for the sequence; None without it.
+    region, template: name of the position's region and template position; None where the text has none.
     """
 
     sequence: int
@@ -166,6 +167,8 @@ class Example:
     tokens: Int32[np.ndarray, " window"]
     activations: Float32[np.ndarray, " window"]
     group: str | None = None
+    region: str | None = None
+    template: str | None = None
 
 
 @dataclass(frozen=True)

@@ -243,7 +243,6 @@ class FeatureStore:
             window = np.zeros(before + 1 + after, np.float32)
             own = slice(int(starts[index] - starts[0]), int(starts[index + 1] - starts[0]))
             window[offsets[own]] = values[own]
-            groups = self.sequence_groups
             examples.append(
                 Example(
                     sequence=sequence,
@@ -252,7 +251,9 @@ class FeatureStore:
                     start=first - begin,
                     tokens=self.tokens[first:last],
                     activations=window[first - flat + before : last - flat + before],
-                    group=None if groups is None else self.info.groups[groups[sequence]],
+                    group=_name(self.info.groups, self.sequence_groups, sequence),
+                    region=_name(self.info.regions, self.position_regions, flat),
+                    template=_name(self.info.template, self.position_template, flat),
                 )
             )
         return examples
@@ -296,6 +297,10 @@ def _read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
         return pq.read_table(path, columns=columns)
     except (pa.ArrowException, OSError) as error:
         raise FeatureStoreError(f"{path} cannot be read: {first_line(error)}. Make it again.") from error
+
+
+def _name(names: tuple[str, ...], codes: UInt8[np.ndarray, " n"] | None, index: int) -> str | None:
+    return None if codes is None else names[codes[index]]
 
 
 def _shares(names: tuple[str, ...], counts: Int64[np.ndarray, " n"], n_active: int) -> dict[str, float]:

@@ -50,6 +50,8 @@ def example_json(store: FeatureStore, example: Example) -> dict[str, Any]:
         "length": sequence_length(store, example.sequence),
         "activation": float(example.activation),
         "group": example.group,
+        "region": example.region,
+        "template": None if example.template in store.info.template[:1] else example.template,  # the first is content
         "texts": store.vocabulary.texts(np.asarray(example.tokens).tolist()),
         "activations": [round(value, 5) for value in np.asarray(example.activations, dtype=float).tolist()],
     }

@@ -34,7 +34,7 @@ def find_stores(path: str | Path) -> tuple[Path | None, dict[str, Path]]:
     """
     directory = Path(path).expanduser()
     if not directory.is_dir():
-        raise RunError(f"RUN must be a directory. Got {path}.")
+        raise RunError(f"RUN must be the directory of a run or of a feature store. Got {path}, which is none.")
     if (directory / STORE_FILE).is_file():
         return None, {directory.resolve().name: directory}
     found = [name for name in STORES if (directory / name / STORE_FILE).is_file()]

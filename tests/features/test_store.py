@@ -100,6 +100,7 @@ def test_a_feature_is_read_back(tmp_path):
 
     first, second = feature.top
     assert (first.sequence, first.position, first.activation, first.group) == (1, 0, 2.0, "math")
+    assert (first.region, first.template) == ("prompt", "<think>")
     assert (first.start, first.tokens.tolist(), first.activations.tolist()) == (0, [5, 6], [2.0, 0.5])
     assert (second.sequence, second.position, second.group) == (0, 1, "code")
     assert (second.start, second.tokens.tolist(), second.activations.tolist()) == (0, [5, 6, 7], [0.25, 1.5, 0.0])

@@ -109,7 +109,8 @@ def test_a_feature_is_all_there(app, store):
         assert shown["activations"] == pytest.approx(example.activations, abs=1e-5)
         assert shown["start"] + shown["peak"] == example.position
         assert shown["activations"][shown["peak"]] == pytest.approx(example.activation, abs=1e-5)
-        assert shown["group"] == example.group
+        assert (shown["group"], shown["region"]) == (example.group, example.region)
+        assert shown["template"] == (None if example.template == "content" else example.template)
     assert answer["labels"]["description"] == "opens a <b>second</b> thought"
     assert answer["place"] == {"index": 109, "total": 300, "previous": [1, 8], "next": [1, 10]}
     assert answer["dashboard"] == "/run/dashboards/a%20b.html#9"

@@ -117,7 +117,7 @@ def test_a_port_in_use_is_one_line(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (["nowhere"], 1, "RUN must be a directory. Got nowhere."),
+        (["nowhere"], 1, "RUN must be the directory of a run or of a feature store. Got nowhere, which is none."),
         (["."], 1, "make them: tc-adapters features --run ."),
         ([".", "--port", "70000"], 2, "--port must be from 0 to 65535. Got 70000."),
         ([".", "--prot", "1"], 2, "Did you mean '--port'?"),

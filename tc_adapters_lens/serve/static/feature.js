@@ -157,7 +157,7 @@ export class FeaturePanel {
     return html`<li class=${hits.size ? "found" : ""}>
       <div class="about"><b>${number(example.activation)}</b>
         <span>sequence ${count(example.sequence)}, position ${count(example.position)} of ${count(example.length)}</span>
-        ${example.group ? html`<bdi class="group">${example.group}</bdi>` : nothing}
+        ${[example.group, example.region, example.template].map(label => label ? html`<bdi class="group">${label}</bdi>` : nothing)}
         <button aria-expanded=${short ? "false" : "true"} @click=${() => this.expand(example, key)}>${short ? "More context" : "Less"}</button></div>
       <p class="passage ${short ? "short" : ""}" dir="ltr">${passage(example, {
         from, to, most, breaks: !short, hits, context,
