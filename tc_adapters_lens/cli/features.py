@@ -88,7 +88,7 @@ def run(args: Namespace) -> dict[str, Any]:
         print(f"Shard {args.shard} of {out} is done. When all are: the same command with --merge {shard.n}.")
         return {"shard": args.shard, "store": str(out)}
     print(features_table(store))
-    print(f"Written: {out}. To look through it: tc-adapters serve {directory or out}")
+    print(f"Written: {out}. To look through it: tc-adapters serve {out if args.out else directory}")
     return summary(store)
 
 
