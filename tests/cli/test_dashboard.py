@@ -16,6 +16,8 @@ from tests.features.builder import synthetic_store
 from tests.integrations.conftest import DEAD, make_store, random_adapters
 from tests.tiny import save, tiny_pair, word_tokenizer
 
+pytestmark = pytest.mark.usefixtures("stand_in_scripts")
+
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
+from tc_adapters_lens import assets
 from tc_adapters_lens.integrations.sae_dashboard.dashboards import write_dashboards
 from tc_adapters_lens.integrations.sae_dashboard.page import visible
 from tc_adapters_lens.integrations.sae_dashboard.text import HeldOutText
@@ -16,7 +17,10 @@ from tests.chromium import launched, needs_chromium
 from tests.features.builder import HOSTILE
 from tests.integrations.conftest import DEAD
 
-pytestmark = needs_chromium
+pytestmark = [
+    needs_chromium,
+    pytest.mark.skipif(assets.find("d3") is None, reason=f"needs d3, fetched by {assets.COMMAND}"),
+]
 
 FEATURES = [(1, 3), (1, 0)]
 

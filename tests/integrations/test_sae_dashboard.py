@@ -27,6 +27,8 @@ from tests.features.builder import HOSTILE, make_vocabulary
 from tests.integrations.conftest import DEAD, HOOK, random_adapters
 from tests.tiny import D_VOCAB, FAMILY_CONFIGS, tiny_pair
 
+pytestmark = pytest.mark.usefixtures("stand_in_scripts")
+
 FEATURES = [3, 0, 7]
 TOKENS = torch.randint(0, D_VOCAB, (9, 20), generator=torch.Generator().manual_seed(2))
 

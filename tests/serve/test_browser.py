@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 from playwright.sync_api import expect
 
-from tc_adapters_lens.assets import ASSETS, find
+from tc_adapters_lens.assets import ASSETS, COMMAND, find
 from tests.chromium import launched, needs_chromium
 from tests.features.builder import HOSTILE
 from tests.serve.conftest import PEAKED
@@ -18,7 +18,7 @@ NAME = ".".join(map(str, PEAKED))
 REFUSED = "the server responded with a status of 400"  # the browser's word for a wrong filter
 pytestmark = [
     needs_chromium,
-    pytest.mark.skipif(find("lit-html") is None, reason="no lit-html: python -m tc_adapters_lens.assets"),
+    pytest.mark.skipif(find("lit-html") is None, reason=f"needs lit-html, fetched by {COMMAND}"),
 ]
 
 
