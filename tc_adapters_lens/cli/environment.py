@@ -26,6 +26,7 @@ SHOWN = (
     "wandb",
     "circuit-tracer",
     "sae-dashboard",
+    "starlette",
     "openai",
     "lm-eval",
 )
