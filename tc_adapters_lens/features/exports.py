@@ -134,9 +134,14 @@ def _texts(store: FeatureStore, spell: Callable[[Vocabulary, int], str]) -> list
     return [spell(vocabulary, token) for token in range(len(vocabulary))]
 
 
+_LINE_BREAKS = str.maketrans({"\n": "⏎", "\t": "→", "\r": "↵"})
+
+
 def _escaped(vocabulary: Vocabulary, token: int) -> str:
-    r"""As circuit-tracer's page wants halves of characters, which it joins: \xe2\x80."""
-    return vocabulary.bytes(token).decode("utf-8", errors="backslashreplace") or vocabulary.text(token)
+    r"""As circuit-tracer's page wants them: halves of characters, which it joins, as \xe2\x80; what would break an
+    example's line as circuit_tracer.frontend.utils.process_token writes it."""
+    text = vocabulary.bytes(token).decode("utf-8", errors="backslashreplace") or vocabulary.text(token)
+    return text.translate(_LINE_BREAKS)
 
 
 def _circuit_tracer(store: FeatureStore, feature: Feature, texts: list[str]) -> dict[str, Any]:

@@ -26,10 +26,13 @@ def read(path):
 
 def test_circuit_tracers_own_model_reads_every_feature(store, tmp_path) -> None:
     models = pytest.importorskip("circuit_tracer.frontend.feature_models")
+    process_token = pytest.importorskip("circuit_tracer.frontend.utils").process_token
     graph_models = pytest.importorskip("circuit_tracer.frontend.graph_models")
     assert export_features(store, tmp_path, "circuit-tracer") == 24
     assert len(list((tmp_path / "features").glob("*.json"))) == 24 + 1
-    texts = [store.vocabulary.bytes(token).decode(errors="backslashreplace") for token in range(200)]
+    pieces = map(store.vocabulary.bytes, range(200))
+    texts = [process_token(piece.decode(errors="backslashreplace")) for piece in pieces]
+    assert "line⏎break↵→tab" in texts
     for layer in range(2):
         for index in range(12):
             assert cantor(layer, index) == graph_models._cantor_pairing(layer, index)
