@@ -28,6 +28,7 @@ from torch import Tensor
 
 from scripts.bench_measure import alternate, median_ratio
 from tc_adapters_lens import AdapterSet, AdapterSetInfo, load_pair, toy
+from tc_adapters_lens.cli.feature_pass import as_text
 from tc_adapters_lens.features.collect import Collector, Keeping, collect
 from tc_adapters_lens.features.kept import random_keys
 from tc_adapters_lens.features.records import HISTOGRAM_EDGES, TokenEffects
@@ -53,17 +54,7 @@ class Subject:
         data = DataConfig(path=str(toy.EVAL_TOKENS), max_sequences=n_sequences)
         cfg = self.model.cfg
         read = load_labelled(data, self.model.tokenizer, cfg.d_vocab, cfg.n_ctx, "domain")
-        self.text = Text(
-            read.sequences.tokens,
-            read.sequences.offsets,
-            read.sequences.mask,
-            read.regions,
-            read.template,
-            read.groups,
-            read.region_names,
-            read.template_names,
-            read.group_names,
-        )
+        self.text = as_text(read)
         self.batches = [self.text.batch(chosen, "cpu") for chosen in self.text.batches(batch_size)]
         self.hooks = [f"{hook_delta(layer)}.hook_sae_acts_post" for layer in range(cfg.n_layers)]
         self.adapters = AdapterSet.fresh(cfg.n_layers, cfg.d_model, n_features, AdapterSetInfo(self.model.pair), seed=0)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
@@ -101,7 +102,7 @@ def find_features(
         named_text(settings.data), pair.tokenizer, pair.cfg.d_vocab, pair.cfg.n_ctx, settings.group_by
     )
     require_fitting(settings.data, labelled.report, pair)
-    text = _text(labelled)
+    text = as_text(labelled)
     with source.attached:
         n_features = _n_features(source)
         key = _key(settings, source, labelled, n_features, pair.pair)
@@ -147,13 +148,14 @@ class _Source(NamedTuple):
     model: with `attached` entered, in the state to be read.
     hooks: each layer's.
     directions: per layer what a unit's activation is multiplied with, `[n_features d_model]`; None where unknown.
+    fingerprint: of the adapters, where there are any.
     """
 
     model: HookedTransformer
     attached: AbstractContextManager[Any]
     hooks: list[str]
     directions: Sequence[Tensor] | None
-    adapters: AdapterSet | None
+    fingerprint: str | None
 
 
 def _source(settings: Settings, pair: HookedDiffTransformer) -> _Source:
@@ -178,7 +180,7 @@ def _source(settings: Settings, pair: HookedDiffTransformer) -> _Source:
         directions = [mlp.W_out for mlp in mlps]
     elif part == BASE_NEURON_HOOK and model is pair:
         directions = [mlp.base.W_out for mlp in mlps]
-    return _Source(model, attached, hooks, directions, adapters)
+    return _Source(model, attached, hooks, directions, None if adapters is None else adapters.fingerprint())
 
 
 def _n_features(source: _Source) -> int:
@@ -200,7 +202,8 @@ def _n_features(source: _Source) -> int:
     return shapes[0][-1]
 
 
-def _text(labelled: LabelledText) -> Text:
+def as_text(labelled: LabelledText) -> Text:
+    """What a dataset became, as features are found in."""
     sequences = labelled.sequences
     return Text(
         tokens=sequences.tokens,
@@ -275,8 +278,8 @@ def _info(
         template=text.template_names,
         template_tokens=template_tokens,
         pair=pair.to_dict(),
-        adapters=settings.adapters if source.adapters is not None else None,
-        adapters_fingerprint=None if source.adapters is None else source.adapters.fingerprint(),
+        adapters=None if source.fingerprint is None else settings.adapters,
+        adapters_fingerprint=source.fingerprint,
         provenance={
             "source": settings.data.path,
             "tokens_fingerprint": labelled.sequences.fingerprint(),
@@ -299,11 +302,20 @@ def _key(settings: Settings, source: _Source, labelled: LabelledText, n_features
             "n_features": n_features,
             "pair": [pair.base_fingerprint, pair.target_fingerprint],
             "dtype": str(source.model.cfg.dtype),
-            "adapters": None if source.adapters is None else source.adapters.fingerprint(),
+            "adapters": source.fingerprint,
             "text": labelled.sequences.fingerprint(),
-            "labels": [labelled.region_names, labelled.template_names, settings.group_by, labelled.group_names],
+            "labels": [settings.group_by, _labels_digest(labelled)],
             "keeping": asdict(settings.keeping),
             "batch_size": settings.batch_size,
         },
         sort_keys=True,
     )
+
+
+def _labels_digest(labelled: LabelledText) -> str:
+    digest = xxhash.xxh3_128()
+    digest.update(json.dumps([labelled.region_names, labelled.template_names, labelled.group_names]).encode())
+    for labels in (labelled.regions, labelled.template, labelled.groups):
+        if labels is not None:
+            digest.update(np.ascontiguousarray(labels).data)
+    return digest.hexdigest()

@@ -156,6 +156,17 @@ def test_shards_merged_are_the_whole_to_the_bit(argv, tmp_path, capsys):
     assert not path.parent.exists()
 
 
+def test_a_shard_of_other_labels_is_refused(argv, tmp_path, capsys):
+    """The same tokens, with their prompts elsewhere: regions would be counted two ways."""
+    assert main([*argv, "--shard", "0/2"]) == 0
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(json.dumps({**row, "prompt_length": 3}) + "\n" for row in ROWS))
+    assert main([*argv, "--tokens", str(other), "--shard", "1/2"]) == 0
+    assert main([*argv, "--merge", "2"]) == 1
+    assert "Got another in" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
+
+
 def test_an_interrupted_pass_goes_on(argv, tmp_path, monkeypatch, capsys):
     assert main(argv) == 0
     whole = files(tmp_path / "store")
