@@ -27,12 +27,20 @@ BELOW["toy"] = {"errors"}
 BELOW["core"] = {"errors"}
 BELOW["models"] = {"core", "toy", "errors"}
 BELOW["assets"] = {"errors", "models"}
+BELOW["templates"] = set[str]()
 BELOW["training"] = BELOW["models"] | {"models"}
 BELOW["evaluation"] = BELOW["features"] = BELOW["interventions"] = BELOW["training"]  # each for itself
-BELOW["integrations"] = BELOW["training"] | {"training", "evaluation", "features", "interventions", "assets"}
+BELOW["integrations"] = BELOW["training"] | {
+    "training",
+    "evaluation",
+    "features",
+    "interventions",
+    "assets",
+    "templates",
+}
 BELOW[PACKAGE] = BELOW["integrations"] | {"integrations", "toy"}
 BELOW["cli"] = BELOW[PACKAGE] | {PACKAGE, "report", "serve"}
-BELOW["report"] = BELOW["serve"] = BELOW[PACKAGE] | {PACKAGE, "assets"}
+BELOW["report"] = BELOW["serve"] = BELOW[PACKAGE] | {PACKAGE}
 
 # Members of these never import each other: they are optional extras of their own.
 APART = "integrations"

@@ -11,9 +11,9 @@ from jsonargparse import Namespace
 from tc_adapters_lens import assets
 from tc_adapters_lens.cli import feature_choice, of_run, options
 from tc_adapters_lens.cli.feature_choice import Order
-from tc_adapters_lens.cli.features import STORES
 from tc_adapters_lens.cli.parser import Parser
 from tc_adapters_lens.errors import ConfigError
+from tc_adapters_lens.models.names import FEATURE_STORES
 
 if TYPE_CHECKING:
     from tc_adapters_lens.features.store import FeatureStore
@@ -135,7 +135,7 @@ def _open_store(args: Namespace, run: Path | None, adapters: AdapterSet) -> Feat
 
     if run is None or (args.tokens is not None and args.top is None):
         return None
-    directory = run / STORES["replacement"]
+    directory = run / FEATURE_STORES["replacement"]
     if not is_feature_store(directory):
         fix = "name --tokens, and --features or --group" if args.top is not None else "name --tokens"
         raise ConfigError(

@@ -10,6 +10,7 @@ from jsonargparse import Namespace
 from tc_adapters_lens.cli import options
 from tc_adapters_lens.cli.output import write_json
 from tc_adapters_lens.cli.parser import Parser
+from tc_adapters_lens.models.names import ADAPTERS, FEATURE_STORES
 
 SUMMARY = "train adapters for the built-in pair at two sparsity weights, measure them and find their features"
 EXAMPLE = "example:\n  tc-adapters demo --out runs/demo"
@@ -33,12 +34,11 @@ def add_arguments(parser: Parser) -> None:
 def run(args: Namespace) -> dict[str, Any]:
     from tc_adapters_lens.cli import feature_pass
     from tc_adapters_lens.cli.evaluation import Settings, evaluate
-    from tc_adapters_lens.cli.features import STORES
     from tc_adapters_lens.features.collect import Keeping
     from tc_adapters_lens.report.faithfulness import faithfulness_table, plot_faithfulness
     from tc_adapters_lens.report.page import write_report
     from tc_adapters_lens.training.config import DataConfig, load_config
-    from tc_adapters_lens.training.runner import ADAPTERS, load_run_pair, train
+    from tc_adapters_lens.training.runner import load_run_pair, train
 
     out = Path(args.out)
     starts = {"sparse": None, "dense": str(out / "sparse" / ADAPTERS)}
@@ -64,7 +64,7 @@ def run(args: Namespace) -> dict[str, Any]:
             keeping=Keeping(seed=args.seed),
             batch_size=32,
         )
-        feature_pass.find_features(read, out / name / STORES["replacement"], pair=model)
+        feature_pass.find_features(read, out / name / FEATURE_STORES["replacement"], pair=model)
     write_json(out / RESULT, summary)
     write_report([out / name for name in results], out / PAGE)
     plot_faithfulness(results, out / PICTURE, "Built-in pair: what adapters recover of the fine-tuned target")
@@ -72,7 +72,7 @@ def run(args: Namespace) -> dict[str, Any]:
     print(f"\nOn {results['sparse'].n_tokens:,} response tokens sampled from the target:\n")
     print(faithfulness_table(results))
     places = {f"{name} adapters": out / name / ADAPTERS for name in results}
-    places |= {f"{name} features": out / name / STORES["replacement"] for name in results}
+    places |= {f"{name} features": out / name / FEATURE_STORES["replacement"] for name in results}
     places |= {"page": out / PAGE, "picture": out / PICTURE, "figures": out / RESULT}
     print("\nWritten:", *(f"  {what:16} {place}" for what, place in places.items()), sep="\n")
     print(f"\nTo look through the features: tc-adapters serve {out / 'sparse'}")

@@ -10,6 +10,7 @@ from jsonargparse import Namespace
 from tc_adapters_lens.cli import of_run, options
 from tc_adapters_lens.cli.parser import Parser
 from tc_adapters_lens.errors import ConfigError
+from tc_adapters_lens.models.names import FEATURE_STORES
 
 if TYPE_CHECKING:
     from tc_adapters_lens.features.store import FeatureStore
@@ -23,8 +24,6 @@ examples:
 
 A large text can be divided: run the same command with --shard 0/4 to --shard 3/4, on as many machines as there are,
 then once with --merge 4. The store is, to the bit, what one process makes."""
-
-STORES = {"replacement": "features", "target": "features-target", "base": "features-base"}
 
 
 def add_arguments(parser: Parser) -> None:
@@ -69,7 +68,7 @@ def run(args: Namespace) -> dict[str, Any]:
 
     shard = None if args.shard is None else Shard.parse(args.shard)
     directory = of_run.take_from_run(args)
-    out = (directory or Path()) / STORES[args.model] if args.out is None else Path(args.out)
+    out = (directory or Path()) / FEATURE_STORES[args.model] if args.out is None else Path(args.out)
     settings = Settings(
         **{name: args[name] for name in ("base", "target", "base_revision", "target_revision", "adapters")},
         data=options.text_config(args),

@@ -79,8 +79,9 @@ def take_from_run(args: Namespace) -> Path | None:
     directory = None if args.run is None else Path(args.run)
     if directory is not None:
         from tc_adapters_lens.models.adapter_set import is_adapter_set
+        from tc_adapters_lens.models.names import ADAPTERS
         from tc_adapters_lens.training.config import TrainingConfig
-        from tc_adapters_lens.training.runner import ADAPTERS, CONFIG_FILE
+        from tc_adapters_lens.training.runner import CONFIG_FILE
 
         path = directory / CONFIG_FILE
         if not path.is_file():

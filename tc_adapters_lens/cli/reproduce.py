@@ -16,8 +16,9 @@ from pathlib import Path
 from tc_adapters_lens.cli.baselines import BASELINES
 from tc_adapters_lens.cli.evaluation import Settings, evaluate
 from tc_adapters_lens.evaluation.record import EVALUATION_FILE
+from tc_adapters_lens.models.names import ADAPTERS
 from tc_adapters_lens.training.config import DataConfig, TrainingConfig, load_config
-from tc_adapters_lens.training.runner import ADAPTERS, load_run_pair, train
+from tc_adapters_lens.training.runner import load_run_pair, train
 
 RECIPE = "toy"
 TITLE = "How faithful are transcoder adapters? The built-in pair"

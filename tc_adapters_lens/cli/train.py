@@ -83,7 +83,8 @@ def _train(args: Namespace) -> dict[str, Any]:
     config = load_config(args.config, overrides)
 
     from tc_adapters_lens.models.adapter_set import AdapterSet  # after the checks: torch takes seconds
-    from tc_adapters_lens.training.runner import ADAPTERS, WEIGHTS, train
+    from tc_adapters_lens.models.names import ADAPTERS
+    from tc_adapters_lens.training.runner import WEIGHTS, train
 
     trained = train(config, out)
     if isinstance(trained, AdapterSet):

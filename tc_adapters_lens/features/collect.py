@@ -25,14 +25,13 @@ from transformer_lens.hook_points import HookPoint
 from tc_adapters_lens.core.sparse import active_entries
 from tc_adapters_lens.errors import DataError
 from tc_adapters_lens.features.kept import MAX_TOKENS, Kept, activation_keys, random_keys
-from tc_adapters_lens.features.records import HISTOGRAM_EDGES, LayerFeatures, TokenEffects
+from tc_adapters_lens.features.records import EXAMPLE_KINDS, HISTOGRAM_EDGES, LayerFeatures, TokenEffects
 from tc_adapters_lens.features.text import Text, TextBatch
 
 __all__ = ["Collector", "Keeping", "collect"]
 
 _POINT = 2.0**28  # sums are kept in int64 multiples of its inverse: up to 3.4e10, to 4e-9
 _AT_ONCE = 2**24  # activations looked at at a time
-_KINDS = ("top", "sampled")
 _LABELS = ("regions", "groups", "template")
 
 
@@ -89,7 +88,7 @@ class Collector:
         n = self.n_features
         widths = {"n_active": 1, "total": 1, "histogram": len(HISTOGRAM_EDGES) - 1, **self._sizes}
         sums = {name: torch.zeros(n, width, dtype=torch.int64, device=device) for name, width in widths.items()}
-        kept = {kind: Kept(n, self.keeping.k, self.keeping.window, device) for kind in _KINDS}
+        kept = {kind: Kept(n, self.keeping.k, self.keeping.window, device) for kind in EXAMPLE_KINDS}
         return _Layer(sums, kept)
 
     def add(self, layer: int, acts: Float[Tensor, "batch pos n_features"], batch: TextBatch) -> None:

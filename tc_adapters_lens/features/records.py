@@ -12,6 +12,7 @@ from jaxtyping import Float32, Int32, Int64, UInt8
 from tc_adapters_lens.errors import FeatureStoreError
 
 __all__ = [
+    "EXAMPLE_KINDS",
     "HISTOGRAM_EDGES",
     "Example",
     "Feature",
@@ -25,6 +26,9 @@ __all__ = [
 
 ModelKind = Literal["replacement", "target", "base"]
 """Whose units a store is about: adapter features of the replacement model, or MLP neurons of target or base."""
+
+EXAMPLE_KINDS = ("top", "sampled")
+"""Examples of highest activation, and examples drawn uniformly."""
 
 HISTOGRAM_EDGES = (*(2.0**octave * half for octave in range(-16, 16) for half in (1.0, 1.5)), 2.0**16)
 """Edges of activation histograms, two bins an octave; the first and last bin also hold what lies beyond them."""

@@ -1,9 +1,15 @@
-"""Names of the hook points a pair adds at every layer, and of what adapters are made of."""
+"""Names that several layers of the package share: hook points of a pair, parts of adapters, places in a run."""
 
 from __future__ import annotations
 
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
 SET_FILE = "adapter_set.json"
+
+ADAPTERS = "adapters"
+"""Where a run keeps its adapters."""
+
+FEATURE_STORES = {"replacement": "features", "target": "features-target", "base": "features-base"}
+"""Where a run keeps features, by whose units they are."""
 
 
 def hook_in(layer: int) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from tc_adapters_lens import __version__
@@ -24,6 +23,7 @@ from tc_adapters_lens.report.plots_training import training
 from tc_adapters_lens.report.runs import Runs, read_runs
 from tc_adapters_lens.report.styles import run_styles
 from tc_adapters_lens.report.tables import COLUMNS, Row, differences, model_rows, provenance
+from tc_adapters_lens.templates import templates
 
 FORMAT, FORMAT_VERSION = "tc_adapters_lens.report", 1
 SECTIONS = (pareto, nmse, partial_replacement, bridging, sparsity, training, account)
@@ -96,17 +96,10 @@ def _ends(write: Callable[[float], str], estimates: Sequence[Estimate]) -> str:
 
 
 def _render(runs: Runs, title: str, rows: Sequence[Row], expected: Sequence[Expectation]) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-    )
+    page = templates(_TEMPLATES).get_template("report.html")
     sections = [make(runs) for make in SECTIONS]
     outcomes = [expectation.outcome for expectation in expected]
-    return environment.get_template("report.html").render(
+    return page.render(
         title=title,
         version=__version__,
         pair=runs.first["pair"],

@@ -11,10 +11,8 @@ from tc_adapters_lens.errors import FeatureStoreError, RunError
 from tc_adapters_lens.features.store import FeatureStore
 from tc_adapters_lens.features.store_files import STORE_FILE
 from tc_adapters_lens.models.adapter_fingerprint import stored_fingerprint
-from tc_adapters_lens.models.names import SET_FILE
+from tc_adapters_lens.models.names import ADAPTERS, FEATURE_STORES, SET_FILE
 
-STORES = ("features", "features-target", "features-base")
-ADAPTERS = "adapters"
 FOLDERS = ("dashboards", "graphs")
 KINDS = {
     ".html": "text/html",
@@ -37,7 +35,7 @@ def find_stores(path: str | Path) -> tuple[Path | None, dict[str, Path]]:
         raise RunError(f"RUN must be the directory of a run or of a feature store. Got {path}, which is none.")
     if (directory / STORE_FILE).is_file():
         return None, {directory.resolve().name: directory}
-    found = [name for name in STORES if (directory / name / STORE_FILE).is_file()]
+    found = [name for name in FEATURE_STORES.values() if (directory / name / STORE_FILE).is_file()]
     if not found:
         raise RunError(
             f"RUN must hold features to show. Got {path}, which has none; make them: tc-adapters features --run {path}"

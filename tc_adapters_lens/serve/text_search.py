@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tc_adapters_lens.features.records import EXAMPLE_KINDS
 from tc_adapters_lens.features.store import FeatureStore
-
-KINDS = ("top", "sampled")
 
 
 class Spans(NamedTuple):
@@ -56,9 +55,9 @@ class TextIndex:
     def of(cls, store: FeatureStore) -> TextIndex:
         """Reads a store's tokens and every layer's peaks."""
         info, vocabulary, tokens = store.info, store.vocabulary, store.tokens
-        peaks = np.empty((info.n_layers, info.n_features, len(KINDS) * info.k), dtype=np.intp)
+        peaks = np.empty((info.n_layers, info.n_features, len(EXAMPLE_KINDS) * info.k), dtype=np.intp)
         for layer in range(info.n_layers):
-            peaks[layer] = np.concatenate([store.peaks(kind, layer) for kind in KINDS], axis=1)
+            peaks[layer] = np.concatenate([store.peaks(kind, layer) for kind in EXAMPLE_KINDS], axis=1)
         return cls(
             vocabulary.join(tokens),
             np.diff(vocabulary.offsets)[tokens],

@@ -36,6 +36,7 @@ from tc_adapters_lens.models.adapter_set import AdapterSet, AdapterSetInfo, is_a
 from tc_adapters_lens.models.atomic import atomic_file, writing
 from tc_adapters_lens.models.dense_weights import DenseWeights, is_dense_weights
 from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
+from tc_adapters_lens.models.names import ADAPTERS
 from tc_adapters_lens.models.pair import load_pair
 from tc_adapters_lens.training.config import TrainingConfig
 from tc_adapters_lens.training.data import BatchPlan, TokenSequences, load_sequences
@@ -56,7 +57,7 @@ from tc_adapters_lens.training.warm_start import load_warm_start
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE, DATA_FILE, METRICS_FILE = "config.yaml", "data.json", "metrics.jsonl"
-CHECKPOINTS, ADAPTERS, WEIGHTS = "checkpoints", "adapters", "weights"
+CHECKPOINTS, WEIGHTS = "checkpoints", "weights"
 _WARM_UP_SHARE = 0.05
 _MAY_CHANGE = ("training.shard_weights", "training.activation_checkpointing")  # on resuming: they change no result
 _MEASURED_KEYS = {"kl": "losses/kl", "nmse": "losses/nmse", "l0": "metrics/l0"}

@@ -16,6 +16,7 @@ from plotly.offline import get_plotlyjs, get_plotlyjs_version
 from tc_adapters_lens import assets
 from tc_adapters_lens.errors import MissingExtraError, RunError
 from tc_adapters_lens.features.promoted import promoted_tokens
+from tc_adapters_lens.features.records import EXAMPLE_KINDS
 from tc_adapters_lens.features.store import FeatureStore
 from tc_adapters_lens.integrations.sae_dashboard.text import HeldOutText
 from tc_adapters_lens.models.adapter_set import AdapterSet
@@ -189,7 +190,7 @@ def _peaks(store: FeatureStore | None, batch: Batch) -> np.ndarray | None:
     if store is None:
         return None
     layer, features = batch
-    return np.concatenate([store.peaks(kind, layer)[list(features)].T.ravel() for kind in ("top", "sampled")])
+    return np.concatenate([store.peaks(kind, layer)[list(features)].T.ravel() for kind in EXAMPLE_KINDS])
 
 
 def _page_name(batch: Batch, shared: list[Any]) -> str:

@@ -17,10 +17,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sae_dashboard.sae_vis_data import SaeVisData
 
 from tc_adapters_lens.integrations.sae_dashboard.runner import Drawn
+from tc_adapters_lens.templates import templates
 
 __all__ = ["FeatureFacts", "Script", "render", "render_page", "visible"]
 
@@ -95,7 +95,7 @@ def render_page(
         code = code.replace(old, new)
     dashboards = {key: _mended(int(key), value, drawn.data, text_of) for key, value in data["DASHBOARD_DATA"].items()}
     with_data = f"{code}{_json({'AGGDATA': {}, 'DASHBOARD_DATA': dashboards})};\n}}\n"
-    own = [_environment().get_template("page.js").render(), with_data]
+    own = [templates(_TEMPLATES).get_template("page.js").render(), with_data]
     sources = [f"'sha256-{_sha256(script)}'" for script in own]
     sources += [script.src for script in scripts if script.integrity]
     return render(
@@ -114,7 +114,7 @@ def render_page(
 
 def render(template: str, **values: Any) -> str:
     """A template of this package; values are escaped."""
-    return _environment().get_template(template).render(visible=visible, **values)
+    return templates(_TEMPLATES).get_template(template).render(visible=visible, **values)
 
 
 def visible(text: str) -> str:
@@ -129,18 +129,6 @@ def _visible_letter(letter: str) -> str:
     if unicodedata.category(letter) in ("Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"):
         return f"⟨U+{ord(letter):04X}⟩"
     return letter
-
-
-@cache
-def _environment() -> Environment:
-    return Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-    )
 
 
 def _take_apart(html: str) -> tuple[str, str, str, dict[str, Any]]:
