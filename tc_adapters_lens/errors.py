@@ -7,6 +7,7 @@ AdapterLensError
   DataError          dataset missing, empty or unusable; token ids out of range; sequence too short
   AdapterSetError    adapters missing tensors, of another pair, or corrupt
   FeatureStoreError  a feature store is incomplete, corrupt, or of other adapters
+  FeatureGroupError  a feature group is empty, unreadable, or of other adapters
   RunError           a run's directory or its evaluation cannot be used
   AssetError         a browser script cannot be fetched
   MissingExtraError  an optional package is missing; the message has the pip line
@@ -25,6 +26,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "FeatureGroupError",
     "FeatureStoreError",
     "MissingExtraError",
     "PairError",
@@ -60,6 +62,10 @@ class AdapterSetError(AdapterLensError, ValueError):
 
 class FeatureStoreError(AdapterLensError, ValueError):
     """A feature store is incomplete, corrupt, or of other adapters."""
+
+
+class FeatureGroupError(AdapterLensError, ValueError):
+    """A feature group is empty, unreadable, or of other adapters."""
 
 
 class RunError(AdapterLensError, ValueError):
