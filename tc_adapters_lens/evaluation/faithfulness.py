@@ -39,7 +39,7 @@ from tc_adapters_lens.evaluation.predictions import (
 from tc_adapters_lens.evaluation.variants import Variant, predict
 from tc_adapters_lens.models.adapter_set import AdapterSet
 from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
-from tc_adapters_lens.models.names import hook_delta
+from tc_adapters_lens.models.names import hook_acts
 from tc_adapters_lens.models.progress import Progress
 
 FREQUENCY_EDGES = (0.0, *(10 ** (half / 2) for half in range(-14, 0)), 1.0 + 1e-9)
@@ -149,7 +149,7 @@ def _add_batch(
         counts.append(torch.stack([feature_counts(*row) for row in zip(features, mask, strict=True)]))
         l1.append(features.masked_fill(~mask.unsqueeze(-1), 0).sum(1, dtype=torch.float64) @ norms[len(l1)])
 
-    hooks: list[Any] = [(f"{hook_delta(layer)}.hook_sae_acts_post", count) for layer in adapters]
+    hooks: list[Any] = [(hook_acts(layer), count) for layer in adapters]
     with model.mode("target"):
         target = model.run_layers(model.embed_tokens(tokens))
     errors: list[Tensor] = []

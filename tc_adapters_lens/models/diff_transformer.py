@@ -112,7 +112,7 @@ class HookedDiffTransformer(HookedSAETransformer):
         Raises:
             AdapterSetError: the set has another number of layers or another width.
         """
-        self._check_fits(adapters)
+        self.check_fits(adapters)
         for adapter in adapters.values():
             self.add_sae(adapter, use_error_term=use_error_term)
         self.set_modes("target" if use_error_term else "base")
@@ -129,12 +129,13 @@ class HookedDiffTransformer(HookedSAETransformer):
 
         Args: as `add_adapters`.
         """
-        self._check_fits(adapters)
+        self.check_fits(adapters)
         mode: Mode = "target" if use_error_term else "base"
         with self.saes(list(adapters.values()), use_error_term=use_error_term), self.mode(mode):
             yield self
 
-    def _check_fits(self, adapters: AdapterSet) -> None:
+    def check_fits(self, adapters: AdapterSet) -> None:
+        """Raises AdapterSetError: the set has another number of layers or another width than the pair."""
         if (adapters.n_layers, adapters.d_model) != (self.cfg.n_layers, self.cfg.d_model):
             raise AdapterSetError(
                 "Adapters and pair must have the same layers and width. "

@@ -22,6 +22,11 @@ def hook_delta(layer: int) -> str:
     return f"blocks.{layer}.mlp.hook_delta"
 
 
+def hook_acts(layer: int) -> str:
+    """An attached adapter's features: `[batch pos n_features]`."""
+    return f"{hook_delta(layer)}.hook_sae_acts_post"
+
+
 def hook_io(layer: int) -> str:
     """`[x ; delta]`, `[batch pos 2*d_model]`; computed only while something is hooked there."""
     return f"blocks.{layer}.mlp.hook_io"

@@ -52,6 +52,18 @@ def read_sampled(path: str | Path) -> dict[str, Any] | None:
     return meta
 
 
+def read_rows(path: str | Path) -> list[Sampled]:
+    """The rows of a finished sample file. Errors as `read_sampled`.
+
+    Raises:
+        DataError: it was not made here.
+    """
+    if read_sampled(path) is None:
+        raise DataError(f"{path} must have {meta_path(path).name} beside it, as `tc-adapters generate` writes it.")
+    with open(Path(path).expanduser(), encoding="utf-8") as file:
+        return [Sampled(**json.loads(line)) for line in file]
+
+
 def write_sampled(
     path: str | Path,
     prompts: Sequence[Sequence[int]],

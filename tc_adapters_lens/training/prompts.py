@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -22,7 +22,9 @@ logger = logging.getLogger(__name__)
 
 TOKENS = "input_ids"
 QUESTION_COLUMNS = ("prompt", "question")
+ANSWER_COLUMNS = ("answer", "solution", "expected_answer")
 _ROWS_AT_ONCE = 512
+_USER = ("user", "human")
 
 Encoder = Callable[[Sequence[Any], Sequence[Any]], "list[list[int] | Unusable]"]
 
@@ -76,29 +78,110 @@ def load_prompts(
         DataError: nothing to read, no usable column or row, fewer than `n` of them, no tokenizer or chat template.
         ConfigError: no such chat template file.
     """
-    rows = open_rows(DataConfig(path=str(toy.PROBLEMS) if source == "toy" else source, split=split)).with_format(None)
+    rows = _open(source, split)
+    column = _find_column(rows.column_names, column)
+    prompts, report = _take(rows, source, split, column, tokenizer, n, seed, chat_template)
+    return list(prompts.values()), report
+
+
+class Problem(NamedTuple):
+    """A prompt with what is known of it.
+
+    tokens: the prompt, generation prompt included.
+    question: as text.
+    answer: the right one; None where the rows have none.
+    """
+
+    tokens: list[int]
+    question: str
+    answer: str | None
+
+
+def load_problems(
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    n: int | None = None,
+    seed: int = 42,
+    split: str = "train",
+    column: str | None = None,
+    answer_column: str | None = None,
+    chat_template: str | None = None,
+) -> tuple[list[Problem], PromptReport]:
+    """Prompts with their questions and right answers. Arguments and errors as in `load_prompts`.
+
+    Args:
+        answer_column: where the right answers are; None: answer, solution or expected_answer, if there is one.
+    """
+    rows = _open(source, split)
+    names = rows.column_names
+    column = _find_column(names, column)
+    if answer_column is not None and answer_column not in names:
+        raise DataError(
+            f"rows must have a column {answer_column}. Got {', '.join(names)}.{did_you_mean(answer_column, names)}"
+        )
+    answers = answer_column or next((name for name in ANSWER_COLUMNS if name in names and name != column), None)
+    prompts, report = _take(rows, source, split, column, tokenizer, n, seed, chat_template)
+    problems = []
+    for row, prompt in prompts.items():
+        found = rows[row]
+        answer = None if answers is None else found[answers]
+        problems.append(
+            Problem(prompt, _question(found[column], prompt, tokenizer), None if answer is None else str(answer))
+        )
+    return problems, report
+
+
+def _open(source: str, split: str) -> Any:
+    return open_rows(DataConfig(path=str(toy.PROBLEMS) if source == "toy" else source, split=split)).with_format(None)
+
+
+def _take(
+    rows: Any,
+    source: str,
+    split: str,
+    column: str,
+    tokenizer: PreTrainedTokenizerBase | None,
+    n: int | None,
+    seed: int,
+    chat_template: str | None,
+) -> tuple[dict[int, list[int]], PromptReport]:
+    """Row -> its prompt, in the order drawn, and what became of the rows."""
     if n is not None and n > len(rows):
         raise DataError(f"n must not exceed the prompts there are. Got {n:,} and {len(rows):,} rows in {source}.")
-    column = _find_column(rows.column_names, column)
-    rows = rows.select_columns([name for name in (column, PROMPT_LENGTH) if name in rows.column_names])
+    read = rows.select_columns([name for name in (column, PROMPT_LENGTH) if name in rows.column_names])
     encode = _encode_ids if column == TOKENS else _chat_encoder(tokenizer, chat_template)
     order = np.arange(len(rows))
     if n is not None:
         order = np.random.Generator(np.random.PCG64(seed)).permutation(len(rows))
-    prompts: list[list[int]] = []
+    prompts: dict[int, list[int]] = {}
     dropped: Counter[str] = Counter()
     for start in range(0, len(order), _ROWS_AT_ONCE):
-        batch = rows[order[start : start + _ROWS_AT_ONCE].tolist()]
-        for prompt in encode(batch[column], batch.get(PROMPT_LENGTH, batch[column])):
+        numbers = order[start : start + _ROWS_AT_ONCE].tolist()
+        batch = read[numbers]
+        for number, prompt in zip(numbers, encode(batch[column], batch.get(PROMPT_LENGTH, batch[column])), strict=True):
             if n is not None and len(prompts) == n:
                 break
             if isinstance(prompt, Unusable):
                 dropped[prompt.reason] += 1
             else:
-                prompts.append(prompt)
+                prompts[number] = prompt
     report = PromptReport(source, split, column, len(rows), len(prompts), dict(dropped))
     _require_enough(report, n)
     return prompts, report
+
+
+def _question(value: Any, prompt: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """What was asked: the text itself, a chat's last user turn, or the decoded prompt."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value and isinstance(value[-1], Mapping):
+        turns = [
+            turn.get("content", turn.get("value")) for turn in value if turn.get("role", turn.get("from")) in _USER
+        ]
+        if turns:
+            return str(turns[-1])
+    return tokenizer.decode(list(prompt))
 
 
 def _require_enough(report: PromptReport, n: int | None) -> None:
