@@ -10,6 +10,7 @@ import pytest
 _CACHES = tempfile.TemporaryDirectory(prefix="tc-adapters-tests-")
 atexit.register(_CACHES.cleanup)
 os.environ["TC_ADAPTERS_CACHE"] = os.path.join(_CACHES.name, "tc-adapters")
+os.environ["HF_MODULES_CACHE"] = os.path.join(_CACHES.name, "modules")
 os.environ["HF_DATASETS_CACHE"] = os.path.join(_CACHES.name, "datasets")
 
 os.environ["HF_HUB_OFFLINE"] = "1"

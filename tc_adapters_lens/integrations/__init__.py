@@ -1,1 +1,1 @@
-"""Other tools on the same models and adapters; each needs an optional extra, and none imports another."""
+"""Other tools on the same models and adapters, most of them by an optional extra; none imports another."""
