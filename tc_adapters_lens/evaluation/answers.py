@@ -12,7 +12,7 @@ from tc_adapters_lens.toy import parse_answer as toy_answer
 
 __all__ = ["final_answer", "same_answer", "toy_answer"]
 
-_STATED = re.compile(r"answer\s*(?:is|:)\s*\**\s*([^\n]+)", re.IGNORECASE)
+_STATED = re.compile(r"answer\s*(?:is|:)", re.IGNORECASE)
 _BOXED = "\\boxed{"
 
 
@@ -26,8 +26,8 @@ def final_answer(response: str) -> str | None:
     boxed = _boxed(said)
     if boxed is not None:
         return boxed
-    stated = _STATED.findall(said)
-    return _tidy(stated[-1]) if stated else None
+    stated = [match.end() for match in _STATED.finditer(said)]
+    return _tidy(said[stated[-1] :].lstrip().partition("\n")[0]) or None if stated else None
 
 
 def same_answer(stated: str, right: str) -> bool:

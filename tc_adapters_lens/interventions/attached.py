@@ -173,15 +173,11 @@ def _changing(
 
 def _selected(positions: slice | Collection[int], start: int, n: int) -> Tensor:
     """Of positions start..start+n-1, which are chosen: `[n]`, bool."""
-    here = range(start, start + n)
-    if isinstance(positions, slice):
-        # an end counted from the last position is not known while text is being generated
-        if any(end is not None and end < 0 for end in (positions.start, positions.stop)):
-            raise ValueError(f"Positions count from the first token. Got {positions}.")
-        chosen: Collection[int] = range(start + n)[positions]
-    else:
-        chosen = positions
-    return torch.tensor([position in chosen for position in here])
+    named = [positions.start, positions.stop] if isinstance(positions, slice) else positions
+    if any(position is not None and position < 0 for position in named):
+        raise ValueError(f"Positions count from the first token. Got {positions}; the last is not known beforehand.")
+    chosen = range(start + n)[positions] if isinstance(positions, slice) else positions
+    return torch.tensor([position in chosen for position in range(start, start + n)])
 
 
 def _index(features: list[int], acts: Tensor) -> Tensor:
