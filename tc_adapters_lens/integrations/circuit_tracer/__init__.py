@@ -1,0 +1,1 @@
+"""Attribution graphs of the circuit-tracer package, taken up by this one."""
