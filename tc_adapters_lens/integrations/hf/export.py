@@ -24,15 +24,17 @@ _README = """\
 # Transcoder adapters: {base} to {target}
 
 {what}: the target's attention, norms and embeddings; the MLPs of {mlps}; and beside every
-MLP an adapter, a sparse branch of {n_features} features. Written by tc_adapters_lens; adapters {fingerprint}.
+MLP an adapter, a sparse branch of {n_features} features. Written by tc_adapters_lens.
+Fingerprint of the adapters: {fingerprint}.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained({directory!r}, dtype="auto", trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained({directory!r})
-model.set_adapters_on(False)  # {off}
 ```
+
+`model.set_adapters_on(False)` leaves {off}.
 {groups}
 `trust_remote_code` runs `{module}`, which stands beside the weights and needs torch and
 transformers alone.
