@@ -27,7 +27,7 @@ from tc_adapters_lens.models.adapter_set import AdapterSet
 from tc_adapters_lens.models.atomic import atomic_file, write_json
 from tc_adapters_lens.models.checkpoints import Checkpoint
 from tc_adapters_lens.models.feature_group import FeatureGroup
-from tc_adapters_lens.models.pair import pair_info
+from tc_adapters_lens.models.pair_info import PairInfo
 from tc_adapters_lens.models.pair_checks import pair_checks
 from tc_adapters_lens.models.sampled_file import read_rows
 from tc_adapters_lens.models.sampling import Sampling, fit
@@ -100,7 +100,7 @@ def intervene(settings: Settings, out: Path, *, dtype: torch.dtype, device: torc
     if tokenizer is None:
         raise DataError(f"Responses are read as text. Got {target.name}, which has no tokenizer; save one beside it.")
     adapters = AdapterSet.from_pretrained(
-        settings.adapters, pair=pair_info(base, target), allow_other_pair=settings.allow_other_pair
+        settings.adapters, pair=PairInfo.of(base, target), allow_other_pair=settings.allow_other_pair
     )
     groups, store = _groups(settings, adapters)
     conditions = plan(groups, settings.scale, settings.negate)

@@ -73,7 +73,7 @@ def load_opened_pair(
         hooked_config(target.config, dtype, str(device)),
         _own_tokenizer(target.tokenizer),
         n_ctx=target.config.max_position_embeddings,
-        pair=pair_info(base, target),
+        pair=PairInfo.of(base, target),
     )
     weights = family.convert(hf_model(target, dtype), model.cfg)
     for layer in range(n_layers):
@@ -82,11 +82,6 @@ def load_opened_pair(
             weights[f"blocks.{layer}.mlp.base.{param}"] = tensor.T if tensor.ndim == 2 else tensor
     _assign(model, weights)
     return model
-
-
-def pair_info(base: Checkpoint, target: Checkpoint) -> PairInfo:
-    """Which two models these are."""
-    return PairInfo(base.name, target.name, base.revision, target.revision, base.fingerprint(), target.fingerprint())
 
 
 def load_base(
