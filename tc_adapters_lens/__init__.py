@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         CheckpointError,
         ConfigError,
         DataError,
+        FeatureGroupError,
         FeatureStoreError,
         MissingExtraError,
         PairError,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from tc_adapters_lens.models.adapter_set import AdapterSet, AdapterSetInfo
     from tc_adapters_lens.models.checkpoints import Checkpoint
     from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
+    from tc_adapters_lens.models.feature_group import FeatureGroup
     from tc_adapters_lens.models.pair import load_pair
     from tc_adapters_lens.models.pair_info import PairInfo
 
@@ -41,6 +43,8 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "FeatureGroup",
+    "FeatureGroupError",
     "FeatureStore",
     "FeatureStoreError",
     "HookedDiffTransformer",
@@ -55,6 +59,7 @@ _HOME = {
     "AdapterSet": "models.adapter_set",
     "AdapterSetInfo": "models.adapter_set",
     "Checkpoint": "models.checkpoints",
+    "FeatureGroup": "models.feature_group",
     "FeatureStore": "features.store",
     "HookedDiffTransformer": "models.diff_transformer",
     "PairInfo": "models.pair_info",

@@ -26,7 +26,7 @@ EXAMPLE = """\
 examples:
   tc-adapters dashboard --run runs/toy --top 40
   tc-adapters dashboard --run runs/toy --features 0.12,3.7,2.5-2.9
-  tc-adapters dashboard --run runs/toy --group hesitation.json --out hesitation
+  tc-adapters dashboard --run runs/toy --group runs/toy/groups/hesitation.json --out hesitation
   tc-adapters dashboard --run runs/toy --features 0.12 --tokens toy
 
 Pages that are there already are not drawn again. Needs sae-dashboard:
@@ -43,7 +43,10 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--top", type=int | None, metavar="N", help="the N features of RUN/features highest by --by")
     parser.add_argument("--by", type=Order, default="max", help="what --top goes by: highest activation, or frequency")
     parser.add_argument(
-        "--group", type=str | None, metavar="FILE", help='JSON with "features": [[layer, feature], ...]'
+        "--group",
+        type=str | None,
+        metavar="FILE",
+        help="a feature group, as `group` makes them; features never active are left out",
     )
     parser.add_argument(
         "--tokens",
@@ -81,7 +84,7 @@ def run(args: Namespace) -> dict[str, Any]:
     device = options.torch_device(args.device)
     adapters = AdapterSet.from_pretrained(args.adapters, device=device)
     store = _open_store(args, directory, adapters)
-    chosen = _choose(args, store)
+    chosen = _choose(args, store, adapters)
     feature_choice.check_features(chosen, adapters.n_layers, adapters.n_features, store)
     model = of_run.load_named_pair(args, options.torch_dtype(args.dtype), device)
     if not args.allow_other_pair:
@@ -144,11 +147,13 @@ def _open_store(args: Namespace, run: Path | None, adapters: AdapterSet) -> Feat
     return FeatureStore.open(directory, adapters)
 
 
-def _choose(args: Namespace, store: FeatureStore | None) -> list[tuple[int, int]]:
+def _choose(args: Namespace, store: FeatureStore | None, adapters: AdapterSet) -> list[tuple[int, int]]:
     if args.features is not None:
         return feature_choice.parse_features(args.features)
     if args.group is not None:
-        return feature_choice.read_group(args.group)
+        from tc_adapters_lens.models.feature_group import FeatureGroup
+
+        return feature_choice.active_of(FeatureGroup.load(args.group, adapters), store)
     assert store is not None, "opened above"
     return feature_choice.top_features(store, args.top, args.by)
 

@@ -22,12 +22,13 @@ from jaxtyping import Float
 from tqdm.auto import tqdm
 
 from tc_adapters_lens.errors import FeatureStoreError
+from tc_adapters_lens.features.graph_nodes import cantor
 from tc_adapters_lens.features.records import Example, Feature, TokenEffect
 from tc_adapters_lens.features.store import FeatureStore
 from tc_adapters_lens.models.atomic import atomic_directory, atomic_file, write_json
 from tc_adapters_lens.models.vocabulary import Vocabulary
 
-__all__ = ["ExportFormat", "cantor", "export_features"]
+__all__ = ["ExportFormat", "export_features"]
 
 ExportFormat: TypeAlias = Literal["circuit-tracer", "neuronpedia", "csv", "parquet"]
 
@@ -65,11 +66,6 @@ def export_features(
         what = {"model": info.model, "pair": info.pair, "adapters_fingerprint": info.adapters_fingerprint}
         write_json(partial / _EXPORT_FILE, {"format": layout, **what, "layers": list(chosen)})
     return n_written
-
-
-def cantor(layer: int, feature: int) -> int:
-    """One number for a layer and a feature, as circuit-tracer pairs them."""
-    return (layer + feature) * (layer + feature + 1) // 2 + feature
 
 
 def _is_export(directory: Path) -> bool:

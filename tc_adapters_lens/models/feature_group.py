@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +45,7 @@ class FeatureGroup:
             raise FeatureGroupError("A feature group must have a name. Got none.")
         features = tuple(sorted({(int(layer), int(feature)) for layer, feature in self.features}))
         if not features:
-            rule = json.dumps(self.rule, ensure_ascii=False)
+            rule = textwrap.shorten(json.dumps(self.rule, ensure_ascii=False), 200)
             raise FeatureGroupError(
                 f"A feature group must have at least one feature. Got none for '{self.name}' (rule {rule}); "
                 "choose a wider rule."

@@ -11,6 +11,12 @@ ADAPTERS = "adapters"
 FEATURE_STORES = {"replacement": "features", "target": "features-target", "base": "features-base"}
 """Where a run keeps features, by whose units they are."""
 
+GROUPS = "groups"
+"""Where a run keeps feature groups."""
+
+CONTENT = "content"
+"""The template position of what is near no token of the chat template."""
+
 
 def hook_in(layer: int) -> str:
     """The MLP's input, after the second norm: `[batch pos d_model]`."""

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from math import isqrt
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
 
+from tc_adapters_lens.features.graph_nodes import feature_nodes
 from tc_adapters_lens.serve.run_files import inside
-
-FEATURE_NODE = "cross layer transcoder"
 
 
 class Graph(NamedTuple):
@@ -64,22 +62,9 @@ def read_graph(path: Path, name: str) -> Graph | None:
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
         metadata = content["metadata"]
-        pairs = frozenset(
-            unpair(node["feature"]) for node in content["nodes"] if node.get("feature_type") == FEATURE_NODE
-        )
+        pairs = frozenset(feature_nodes(content))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     if not isinstance(metadata, Mapping):
         return None
     return Graph(name, str(metadata.get("slug", "")), str(metadata.get("prompt", "")), pairs)
-
-
-def unpair(number: int) -> tuple[int, int]:
-    """(layer, feature) of circuit-tracer's number for them, the Cantor pairing (l + f)(l + f + 1)/2 + f.
-
-    Raises:
-        ValueError: the number is negative.
-    """
-    diagonal = (isqrt(8 * number + 1) - 1) // 2
-    feature = number - diagonal * (diagonal + 1) // 2
-    return diagonal - feature, feature

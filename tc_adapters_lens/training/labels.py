@@ -12,10 +12,11 @@ from jaxtyping import Bool, Int, UInt8
 from transformers import PreTrainedTokenizerBase
 
 from tc_adapters_lens.errors import ConfigError, DataError, did_you_mean
+from tc_adapters_lens.models.names import CONTENT
 from tc_adapters_lens.models.vocabulary import Vocabulary
 from tc_adapters_lens.training.config import DataConfig, read_chat_template
 from tc_adapters_lens.training.data import PROMPT_LENGTH, load_cached, load_sequences, open_rows
-from tc_adapters_lens.training.positions import CONTENT, REGIONS, label_regions, label_template, template_ids
+from tc_adapters_lens.training.positions import REGIONS, label_regions, label_template, template_ids
 from tc_adapters_lens.training.report import DataReport
 from tc_adapters_lens.training.sequences import TokenSequences
 

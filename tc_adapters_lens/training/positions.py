@@ -12,12 +12,12 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 from transformers import PreTrainedTokenizerBase
 
+from tc_adapters_lens.models.names import CONTENT
 from tc_adapters_lens.models.vocabulary import Vocabulary
 
-__all__ = ["CONTENT", "REGIONS", "label_regions", "label_template", "template_ids"]
+__all__ = ["REGIONS", "label_regions", "label_template", "template_ids"]
 
 REGIONS = ("prompt", "think", "answer")
-CONTENT = "content"
 
 _OPEN, _CLOSE = "<think>", "</think>"
 _PROMPT, _THINK, _ANSWER = range(3)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tc_adapters_lens import assets
-from tc_adapters_lens.cli.feature_choice import check_features, parse_features, read_group, top_features
+from tc_adapters_lens.cli.feature_choice import check_features, parse_features, top_features
 from tc_adapters_lens.cli.main import main
 from tc_adapters_lens.errors import ConfigError
 from tc_adapters_lens.models.pair import load_pair
@@ -64,9 +64,18 @@ def test_from_a_store(saved, tmp_path, dashboard):
     _, error = dashboard("--features", f"1.{DEAD}", run_directory=run, code=2)
     assert f"Got 1.{DEAD}, which never is." in error
     group = tmp_path / "group.json"
-    group.write_text(json.dumps({"name": "mine", "features": [[0, 1], [0, 2], [0, 1]]}))
+    group.write_text(json.dumps({"name": "mine", "features": [[0, 2], [0, 1], [1, DEAD], [0, 1]]}))
     dashboard("--group", str(group), "--out", str(tmp_path / "group"), run_directory=run)
     assert list(json.loads((tmp_path / "group/index.json").read_text())["features"]) == ["0.1", "0.2"]
+    for content, code, says in (
+        ({"features": [[1, DEAD]]}, 2, "--group must have a feature that is active somewhere"),
+        ({"features": [[9, 1]]}, 1, "Features must be from 0.0 to 2.11, which is what the adapters have. Got 9.1"),
+        ({"features": [[0, 1]], "adapters_fingerprint": "xxh3:1"}, 1, "must be of these adapters"),
+        ([[0, 1]], 1, "A feature group must be a JSON file"),
+    ):
+        group.write_text(json.dumps(content))
+        _, error = dashboard("--group", str(group), run_directory=run, code=code)
+        assert says in error
 
 
 def test_from_other_text_without_d3(tmp_path, dashboard, monkeypatch):
@@ -139,19 +148,6 @@ def test_names(names, found):
 def test_names_that_are_none(names):
     with pytest.raises(ConfigError, match=r"^[^\n]+$"):
         parse_features(names)
-
-
-@pytest.mark.parametrize(
-    "content",
-    ["", "[]", "{}", '{"features": []}', '{"features": [[1]]}', '{"features": [[1, -2]]}', '{"features": [[1, true]]}',
-     '{"features": [[0, 1.0]]}', '{"features": "0.1"}'],
-)  # fmt: skip
-def test_groups_that_are_none(content, tmp_path):
-    (tmp_path / "group.json").write_text(content)
-    with pytest.raises(ConfigError, match=r"^--group must [^\n]+$"):
-        read_group(tmp_path / "group.json")
-    with pytest.raises(ConfigError, match="--group must be a JSON file"):
-        read_group(tmp_path / "absent.json")
 
 
 def test_top(tmp_path):

@@ -11,7 +11,8 @@ import pytest
 
 from tc_adapters_lens.errors import FeatureStoreError
 from tc_adapters_lens.features import exports
-from tc_adapters_lens.features.exports import cantor, export_features
+from tc_adapters_lens.features.exports import export_features
+from tc_adapters_lens.features.graph_nodes import cantor
 from tests.features.builder import HOSTILE, synthetic_store
 
 

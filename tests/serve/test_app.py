@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from tc_adapters_lens import assets
+from tc_adapters_lens.features.graph_nodes import unpair
 from tc_adapters_lens.features.store import FeatureStore
 from tc_adapters_lens.serve.app import STATIC, Site, make_app
-from tc_adapters_lens.serve.graphs import unpair
 from tests.features.builder import HOSTILE, synthetic_store
 from tests.serve.client import request
 from tests.serve.conftest import N_FEATURES, N_LAYERS, PEAKED, WORDS, cantor
