@@ -63,7 +63,7 @@ def add_arguments(parser: Parser) -> None:
         type=str | None,
         metavar="NAME",
         help="hesitation-output: wait, hmm, but or alternatively among the 10 most promoted tokens; template: 0.8 of "
-        "the highest examples at one position of the chat template; hesitation: either",
+        "the highest examples at one position that opens a chat, up to the first token of thinking; hesitation: either",
     )
     parser.add_argument(
         "--promotes",

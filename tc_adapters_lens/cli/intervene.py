@@ -68,7 +68,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: Namespace) -> dict[str, Any]:
-    factors = {name: parse_factors(name, args[name]) for name in ("scale", "negate")}
+    scale, negate = (parse_factors(name, args[name]) for name in ("scale", "negate"))
     _check(args)
     from tc_adapters_lens.cli.intervention import PAGE_FILE, Settings, intervene
     from tc_adapters_lens.evaluation.bootstrap import Bootstrap
@@ -85,7 +85,8 @@ def run(args: Namespace) -> dict[str, Any]:
     allowed = ("answer_column", "chat_template", "n", "draws", "allow_other_pair", "allow_tokenizer_mismatch")
     settings = Settings(
         **{name: args[name] for name in (*taken, *allowed)},
-        **factors,
+        scale=scale,
+        negate=negate,
         groups=args.group,
         store=store,
         sampling=Sampling(args.temperature, args.top_p, args.max_new_tokens, args.seed, args.batch_size),

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from tc_adapters_lens.cli.group import summary
 from tc_adapters_lens.cli.intervention_kl import measure_kl
 from tc_adapters_lens.cli.intervention_sampling import prompts_fingerprint, sample_conditions
 from tc_adapters_lens.errors import ConfigError, DataError
@@ -27,8 +28,8 @@ from tc_adapters_lens.models.adapter_set import AdapterSet
 from tc_adapters_lens.models.atomic import atomic_file, write_json
 from tc_adapters_lens.models.checkpoints import Checkpoint
 from tc_adapters_lens.models.feature_group import FeatureGroup
-from tc_adapters_lens.models.pair_info import PairInfo
 from tc_adapters_lens.models.pair_checks import pair_checks
+from tc_adapters_lens.models.pair_info import PairInfo
 from tc_adapters_lens.models.sampled_file import read_rows
 from tc_adapters_lens.models.sampling import Sampling, fit
 from tc_adapters_lens.training.prompts import Problem, load_problems
@@ -131,7 +132,8 @@ def intervene(settings: Settings, out: Path, *, dtype: torch.dtype, device: torc
         ]
     kl: Mapping[str, np.ndarray] = {}
     if settings.kl:
-        kl = measure_kl(settings, conditions, adapters, files["target"], len(problems), dtype=dtype, device=device)
+        of_target = read_rows(files["target"])
+        kl = measure_kl(settings, conditions, adapters, of_target, dtype=dtype, device=device)
     result = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -139,7 +141,7 @@ def intervene(settings: Settings, out: Path, *, dtype: torch.dtype, device: torc
         "adapters": settings.adapters,
         "adapters_fingerprint": adapters.fingerprint(),
         "versions": versions(),
-        "groups": [_about_group(group, store, adapters.n_layers) for group, _ in groups],
+        "groups": [_about_group(found, store, adapters.n_layers) for found in groups],
         "problems": {
             "source": settings.problems,
             "n": len(problems),
@@ -193,17 +195,17 @@ def _group(name: str, adapters: AdapterSet, store: FeatureStore | None) -> Featu
     return built_in(store, name)
 
 
-def _about_group(group: FeatureGroup, store: FeatureStore | None, n_layers: int) -> dict[str, Any]:
+def _about_group(found: WithControls, store: FeatureStore | None, n_layers: int) -> dict[str, Any]:
+    """A group, and how near its controls are in frequency, where a store knows."""
+    group, controls = found
     layers = group.by_layer()
-    frequency = None
-    if store is not None:
-        rows = [layer * store.info.n_features + feature for layer, feature in group]
-        frequency = float(store.column("frequency")[rows].mean())
+    frequencies = [None if store is None else summary(store, one)["frequency"] for one in (group, *controls)]
     return {
         "name": group.name,
         "n_features": len(group),
         "per_layer": [len(layers.get(layer, ())) for layer in range(n_layers)],
-        "frequency": frequency,
+        "frequency": frequencies[0],
+        "control_frequencies": frequencies[1:],
         "rule": dict(group.rule),
         "features": [list(feature) for feature in group],
     }

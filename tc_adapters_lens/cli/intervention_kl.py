@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,8 +19,8 @@ from tc_adapters_lens.interventions.conditions import Condition
 from tc_adapters_lens.models.adapter_set import AdapterSet
 from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
 from tc_adapters_lens.models.pair import load_base
-from tc_adapters_lens.training.config import DataConfig
-from tc_adapters_lens.training.data import load_sequences
+from tc_adapters_lens.models.sampling import Sampled
+from tc_adapters_lens.training.sequences import TokenSequences
 
 if TYPE_CHECKING:
     from tc_adapters_lens.cli.intervention import Settings
@@ -30,12 +29,12 @@ TARGET = "target"
 _AT_ONCE = 4  # conditions whose adapters are in memory together, for one pass of the target
 
 
+@torch.no_grad()
 def measure_kl(
     settings: Settings,
     conditions: Sequence[Condition],
     adapters: AdapterSet,
-    responses: Path,
-    n_problems: int,
+    responses: Sequence[Sampled],
     *,
     dtype: torch.dtype,
     device: torch.device,
@@ -44,7 +43,7 @@ def measure_kl(
 
     Args:
         adapters: the trained ones.
-        responses: the target's, a row per problem.
+        responses: the target's, one per problem.
     Returns:
         Condition's name -> `[n_problems 2]`, float64: nats, positions. A problem without a response token has zeros.
     """
@@ -53,13 +52,10 @@ def measure_kl(
     if any(condition.name == "base" for condition in conditions):
         base = load_base(settings.base, base_revision=settings.base_revision, pair=model, dtype=dtype, device=device)
     trained = adapters.to(device=device)
-    data = DataConfig(path=str(responses), loss_on="response")
-    sequences, _ = load_sequences(data, model.tokenizer, model.cfg.d_vocab, model.cfg.n_ctx)
-    rows = sequences.rows
-    assert rows is not None
+    sequences = _sequences(responses)
     order = sequences.lengths.argsort(kind="stable")[::-1]
     chunks = [order[start : start + settings.batch_size] for start in range(0, len(order), settings.batch_size)]
-    found = {condition.name: np.zeros((n_problems, 2)) for condition in conditions}
+    found = {condition.name: np.zeros((len(responses), 2)) for condition in conditions}
     others = [condition for condition in conditions if condition.name != TARGET]
     together = [others[start : start + _AT_ONCE] for start in range(0, len(others), _AT_ONCE)]
     as_target = partial(model.mode, "target")
@@ -77,9 +73,17 @@ def measure_kl(
                 n_positions = sums[TARGET][:, 0]
                 for name, summed in sums.items():
                     kl = torch.zeros_like(n_positions) if name == TARGET else summed[:, 0]
-                    found[name][rows[chunk]] = torch.stack([kl, n_positions], 1).cpu().numpy()
+                    found[name][chunk] = torch.stack([kl, n_positions], 1).cpu().numpy()
                 bar.update()
     return found
+
+
+def _sequences(responses: Sequence[Sampled]) -> TokenSequences:
+    """Prompts with their responses, whose tokens are what counts."""
+    lengths = [len(response.input_ids) for response in responses]
+    mask = [np.arange(n) >= response.prompt_length for n, response in zip(lengths, responses, strict=True)]
+    tokens = np.concatenate([np.asarray(response.input_ids, np.int32) for response in responses])
+    return TokenSequences(tokens, np.concatenate(mask), np.cumsum([0, *lengths]))
 
 
 def _variant(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from tc_adapters_lens.integrations.hf.model import adapter_model, set_adapters
+from tc_adapters_lens.integrations.hf.modeling_transcoder_adapters import AdapterModel
 from tc_adapters_lens.interventions.conditions import Condition
 from tc_adapters_lens.models.adapter_set import AdapterSet
 from tc_adapters_lens.models.checkpoints import Checkpoint
@@ -106,14 +107,19 @@ class _Models:
     def of(self, condition: Condition) -> PreTrainedModel:
         """A condition's model; it is changed by the next call."""
         key = self.key(condition)
-        if key in self._checkpoints:
-            return self._load(key, lambda: load_target(self._checkpoints[key], **self._place))
-        base, target = self._checkpoints.values()
-        mlps = condition.mlps
-        assert mlps is not None
-        model = self._load(key, lambda: adapter_model(base, target, self._trained, mlps=mlps, **self._place))
-        set_adapters(model, condition.adapters(self._trained) or self._nothing())
+        if self._held is None or self._held[0] != key:
+            self._held = None  # its memory, before the next one takes as much
+            self._held = (key, self._load(condition))
+        model = self._held[1]
+        if isinstance(model, AdapterModel):
+            set_adapters(model, condition.adapters(self._trained) or self._nothing())
         return model
+
+    def _load(self, condition: Condition) -> PreTrainedModel:
+        if condition.name in self._checkpoints:
+            return load_target(self._checkpoints[condition.name], **self._place)
+        assert condition.mlps is not None
+        return adapter_model(**self._checkpoints, adapters=self._trained, mlps=condition.mlps, **self._place)
 
     def fingerprint(self, condition: Condition) -> str:
         """What the condition's weights are: of target and base as everywhere, else of both and the adapters."""
@@ -123,12 +129,6 @@ class _Models:
         adapters = condition.adapters(self._trained)
         parts = [condition.mlps, *prints.values(), None if adapters is None else adapters.fingerprint()]
         return f"sha256:{hashlib.sha256(json.dumps(parts).encode()).hexdigest()}"
-
-    def _load(self, key: str, load: Callable[[], PreTrainedModel]) -> PreTrainedModel:
-        if self._held is None or self._held[0] != key:
-            self._held = None  # its memory, before the next one takes as much
-            self._held = (key, load())
-        return self._held[1]
 
     def _nothing(self) -> AdapterSet:
         """Adapters that write nothing."""

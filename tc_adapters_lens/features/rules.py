@@ -10,6 +10,7 @@ of these. `where(store, "n_active > 0")` leaves them out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -30,12 +31,17 @@ __all__ = [
     "at_template",
     "built_in",
     "built_in_choice",
+    "opening_positions",
     "promotes",
 ]
 
 HESITATION_WORDS = ("wait", "hmm", "but", "alternatively")
 N_PROMOTED = 10
 TEMPLATE_SHARE = 0.8
+
+_THINK = "<think>"
+_AFTER = re.compile(r"\+\d+$")  # a position named by the template token some places before it
+_END = re.compile(r"^</|end.?of|im_end|eot|eos", re.IGNORECASE)
 
 
 def promotes(store: FeatureStore, words: Sequence[str], top: int = N_PROMOTED) -> Choice:
@@ -117,13 +123,30 @@ def _hesitation_output(store: FeatureStore) -> Choice:
     return choice
 
 
+def opening_positions(names: Sequence[str]) -> list[str]:
+    """Of template positions those that open a chat: template tokens but such as end something, and what follows
+    <think> (in DeepSeek's template a newline, then the first token of thinking)."""
+    return [
+        name
+        for name in names
+        if name.startswith(_THINK) or not (name == CONTENT or _AFTER.search(name) or _END.search(name))
+    ]
+
+
+def _opening(store: FeatureStore) -> Choice:
+    return at_template(store, opening_positions(store.info.template) or None)
+
+
 BUILT_IN: dict[str, Callable[[FeatureStore], Choice]] = {
     "hesitation-output": _hesitation_output,
-    "template": at_template,
-    "hesitation": lambda store: _hesitation_output(store) | at_template(store),
+    "template": _opening,
+    "hesitation": lambda store: _hesitation_output(store) | _opening(store),
 }
 """hesitation-output: one of HESITATION_WORDS among the 10 most promoted tokens. template: 80% of the highest examples
-at one position of the chat template. hesitation: either."""
+at one of the positions that open a chat: begin-of-sentence, user, assistant, <think>, the newline after it, the first
+token of thinking. hesitation: either.
+
+Source: Hu et al. 2026, section 6 (arXiv 2602.20904)."""
 
 
 def _promote(store: FeatureStore, tokens: dict[str, list[int]], top: int) -> Choice:

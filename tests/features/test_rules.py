@@ -17,7 +17,14 @@ from tc_adapters_lens.features.conditions import where
 from tc_adapters_lens.features.graph_nodes import cantor, in_graph, unpair
 from tc_adapters_lens.features.random_groups import random_like
 from tc_adapters_lens.features.records import Feature
-from tc_adapters_lens.features.rules import BUILT_IN, HESITATION_WORDS, at_template, built_in, promotes
+from tc_adapters_lens.features.rules import (
+    BUILT_IN,
+    HESITATION_WORDS,
+    at_template,
+    built_in,
+    opening_positions,
+    promotes,
+)
 from tests.features.builder import synthetic_store
 
 WORDS = (" wait", "Wait", "WAIT\n", "waiting", " hmm", "But", " but", "Alternatively", "Straße", "altern", " al", "z")
@@ -251,6 +258,37 @@ def test_graphs_that_are_none(content, message, store, tmp_path) -> None:
         in_graph(store, tmp_path / "absent.json")
     with pytest.raises(ConfigError, match=r"must be at least 1\. Got 0"):
         in_graph(store, tmp_path / "graph.json", 0)
+
+
+def around(*tokens: str) -> list[str]:
+    return ["content", *(token + after for token in tokens for after in ("", "+1", "+2"))]
+
+
+@pytest.mark.parametrize(
+    ("names", "opening"),
+    [
+        (
+            around(
+                "<｜begin▁of▁sentence｜>",
+                "<｜User｜>",
+                "<｜Assistant｜>",
+                "<think>",
+                "</think>",
+                "<｜end▁of▁sentence｜>",
+            ),
+            ["<｜begin▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<think>", "<think>+1", "<think>+2"],
+        ),
+        (around("<|im_start|>", "<|im_end|>", "<|endoftext|>"), ["<|im_start|>"]),
+        (
+            around("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+            ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>"],
+        ),
+        (around("<bos>", "<start_of_turn>", "<end_of_turn>", "</s>"), ["<bos>", "<start_of_turn>"]),
+        (["content"], []),
+    ],
+)
+def test_positions_that_open_a_chat(names: list[str], opening: list[str]) -> None:
+    assert opening_positions(names) == opening
 
 
 def test_random_groups_are_alike_and_apart(store) -> None:
