@@ -203,7 +203,7 @@ def _condition(at: int, found: Mapping[str, Any], colours: Mapping[str, str]) ->
         found["n_finished"],
         found["n_parsed"],
         estimates(found["measured"]),
-        {word: Estimate.of(one) for word, one in found["measured"].get("per_word", {}).items()},
+        {word: Estimate.of(one) for word, one in found["measured"]["per_word"].items() if one is not None},
         estimates(found["difference"]),
         found["against"],
         _style(found, colours),

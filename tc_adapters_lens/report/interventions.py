@@ -22,9 +22,10 @@ from tc_adapters_lens.report.conditions import (
     measured_anywhere,
     read_conditions,
 )
+from tc_adapters_lens.report.conditions_table import conditions_table
 from tc_adapters_lens.report.interventions_picture import draw_interventions
 from tc_adapters_lens.report.interventions_summary import setting, summary
-from tc_adapters_lens.report.numbers import percent, plain
+from tc_adapters_lens.report.numbers import percent
 from tc_adapters_lens.report.plots import Section
 from tc_adapters_lens.report.plots_doses import doses
 from tc_adapters_lens.report.plots_interventions import accuracy, hesitation_and_length
@@ -33,7 +34,7 @@ from tc_adapters_lens.report.samples import read_samples
 from tc_adapters_lens.report.shown_text import name
 from tc_adapters_lens.templates import templates
 
-__all__ = ["draw_interventions", "write_interventions_page"]
+__all__ = ["conditions_table", "draw_interventions", "write_interventions_page"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _NAMED_GROUPS = 3
@@ -140,11 +141,13 @@ def _ends(metric: Metric, found: Estimate) -> str:
 def _note(result: Mapping[str, Any], metrics: Sequence[Metric], conditions: Sequence[Condition]) -> str:
     replicates, degeneration = result["replicates"], result["degeneration"]
     words = ", ".join(map(name, result["hesitation_words"]))
-    small, large = degeneration["sizes"][0], degeneration["sizes"][-1]
-    said = [f"Hesitation words: {words}.", "A response that was cut off at the most tokens counts with that length."]
+    shortest, longest = degeneration["sizes"]
+    said = [f"Hesitation words: {words}."]
     said.append(
-        f"Degenerate: repeats itself, by n-grams of {small} to {large} tokens in windows of {degeneration['window']} "
-        f"(threshold {plain(degeneration['threshold'])})."
+        f"Degenerate: some {degeneration['window']} tokens of which one phrase of {shortest} to {longest} tokens, over "
+        f"and over, is more than {degeneration['threshold']:.0%}. A response is cut where they begin before anything "
+        f"else is counted; one that does not end by itself counts with the {result['sampling']['max_new_tokens']:,} "
+        "tokens that it may have."
     )
     said.append(
         f"Ranges are 95% intervals over problems, by {replicates:,} bootstrap replicates."

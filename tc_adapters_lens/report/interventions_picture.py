@@ -159,10 +159,8 @@ def _lengths(estimate: Estimate) -> list[list[float]] | None:
 
 
 def _title(result: Mapping[str, Any]) -> str:
-    pair = result["pair"]
-    return f"{name(pair['base_name'])} to {name(pair['target_name'])}, {result['problems']['n']:,} problems".replace(
-        "$", r"\$"
-    )
+    base, target = (_short(name(result["pair"][f"{side}_name"])) for side in ("base", "target"))
+    return f"{base} to {target}, {result['problems']['n']:,} problems".replace("$", r"\$")
 
 
 def _short(text: str) -> str:

@@ -17,6 +17,7 @@ _SAID = {
     "degeneration_rate": "{} degenerate responses",
 }
 _CONTROLLED = {"hesitation_per_1000": "hesitation words", "response_length": "length", "accuracy": "accuracy"}
+_CONTROLS_LEAD = {"remove": "Without {} in their place", "keep": "With {} alone"}
 _MOST_REFERENCES = 4
 
 
@@ -44,7 +45,7 @@ def setting(result: Mapping[str, Any]) -> str:
 
 
 def _of_group(group: str, rows: Sequence[Condition | Controls], by_name: Mapping[str, Condition]) -> list[str]:
-    """What removing did, what random features did in its place, what keeping did, and the largest negation."""
+    """What removing did, what random features did in its place, the same of keeping, and the largest negation."""
     own = [row for row in rows if isinstance(row, Condition) and row.group == group]
     controls = [row for row in rows if isinstance(row, Controls) and row.of in own]
     said: list[str] = []
@@ -54,14 +55,14 @@ def _of_group(group: str, rows: Sequence[Condition | Controls], by_name: Mapping
             continue
         row = of_kind[0] if kind in ("remove", "keep") else max(of_kind, key=lambda one: one.factor or 0)
         said.append(_sentence(row, by_name.get(row.against or "")))
-        if kind == "remove":
-            said += filter(None, [_of_controls(one) for one in controls if one.of is row])
+        if kind in _CONTROLS_LEAD:
+            said += filter(None, [_of_controls(one, kind) for one in controls if one.of is row])
     return said
 
 
 def _sentence(row: Condition, against: Condition | None) -> str:
     facts = [_fact(METRIC[key], row, against) for key in _SAID if _is_told(key, row)]
-    known = "" if against is None else f", compared with {against.label}"
+    known = "" if against is None else f", compared with the {against.label}"
     return f"{_lead(row)}{known}: {_joined(facts)}."
 
 
@@ -95,7 +96,7 @@ def _fact(metric: Metric, row: Condition, against: Condition | None) -> str:
     return f"{said} (no difference that the sample shows: {low} to {high}{' points' if metric.share else ''})"
 
 
-def _of_controls(controls: Controls) -> str:
+def _of_controls(controls: Controls, kind: str) -> str:
     """What random features did in place of the group's; "" where nothing was measured."""
     n = len(controls.draws)
     spreads = {key: found for key in _CONTROLLED if (found := controls.spread(key)) is not None}
@@ -105,7 +106,7 @@ def _of_controls(controls: Controls) -> str:
     random = "random features" if features is None else f"{features:,} random features"
     facts = [_SAID[key].format(METRIC[key].write(one.value, decimals(one))) for key, one in spreads.items()]
     over = "" if n == 1 else f", in the mean of {n} draws"
-    told = f"Without {random} in their place{over}: {_joined(facts)}"
+    told = f"{_CONTROLS_LEAD[kind].format(random)}{over}: {_joined(facts)}"
     differences = [draw.difference[key] for draw in controls.draws for key in spreads if key in draw.difference]
     if not differences or not all(one.interval for one in differences):
         return f"{told}."

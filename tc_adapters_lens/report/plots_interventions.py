@@ -14,7 +14,7 @@ from tc_adapters_lens.report.styles import Style
 X, Y, ACCURACY = METRIC["hesitation_per_1000"], METRIC["response_length"], METRIC["accuracy"]
 RANDOM = "random features"
 DOTS = "#5c6270"  # draws on the bar of their mean
-_WIDTH, _HEIGHT, _LETTER, _LINE = 980.0, 420.0, 6.2, 14.0  # pixels that names of points are placed in
+_WIDTH, _HEIGHT, _LETTER, _LINE = 700.0, 420.0, 6.2, 14.0  # pixels that names of points are placed in
 _SIDES = {(1, 1): "top right", (1, -1): "bottom right", (-1, 1): "top left", (-1, -1): "bottom left"}
 _SIDES |= {(1, 0): "middle right", (-1, 0): "middle left", (0, 1): "top center", (0, -1): "bottom center"}
 _BAR = 26
@@ -40,10 +40,18 @@ def hesitation_and_length(conditions: Sequence[Condition]) -> Section | None:
 
     widths = [_LETTER * len(one.short_label) for one in named]
     places = label_places(pixels(named), widths, _LINE, size, pixels(controls))
-    traces = [_point(one, 5, opacity=0.75, legendgroup=RANDOM) for one in controls] + _paths(named)
+    traces = [_point(one, 7, opacity=0.75, legendgroup=RANDOM) for one in controls] + _paths(named)
     for one, place in zip(named, places, strict=True):
         group = {"legendgroup": one.dose} if one.is_dose else {}
-        traces.append(_point(one, 9, text=[label(one.short_label)], textposition=_SIDES[place], **group))
+        traces.append(
+            _point(
+                one,
+                12 if "triangle" in one.style.symbol else 9,
+                text=[label(one.short_label)],
+                textposition=_SIDES[place],
+                **group,
+            )
+        )
     panel = Panel(
         "hesitation-length",
         "Response length against hesitation words",
@@ -162,7 +170,12 @@ def _point(condition: Condition, size: int, **trace: Any) -> dict[str, Any]:
         "x": [x.value],
         "y": [y.value],
         **intervals,
-        "marker": {"color": style.colour, "symbol": style.symbol, "size": size, "line": {"color": "#fff", "width": 1}},
+        "marker": {
+            "color": style.colour,
+            "symbol": style.symbol,
+            "size": size,
+            "line": {"color": "#fff", "width": 0.5},
+        },
         "textfont": {"color": style.colour, "size": 11},
         "hoverinfo": "text",
         "hovertext": _hover(condition, [X, Y]),

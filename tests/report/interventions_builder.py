@@ -95,7 +95,7 @@ def interventions(
         kinds: what was done with each group.
         answers: whether the problems have answers.
         spread: of every interval; None leaves all out.
-        n_draws: random groups for each that was removed, scaled or negated.
+        n_draws: random groups like each, switched in the same ways.
         n_samples: problems whose responses are kept.
     """
 
@@ -109,22 +109,31 @@ def interventions(
         "replacement": f(5.5, 119.0, 0.80, 0.044),
         "biases": f(0.3, 208.0, 0.43, 1.80),
     }
-    conditions = [condition(name, "reference", one, None, None) for name, one in measured.items()]
+    labels = {"replacement": "replacement model", "biases": "hybrid with biases alone"}
+    conditions = [
+        condition(name, "reference", one, None, None, label=labels.get(name, name)) for name, one in measured.items()
+    ]
     replacement, target = (("replacement", measured["replacement"]), ("target", measured["target"]))
     for at, group in enumerate(groups):
         own = {"group": group, "n_features": 120}
 
         def draws(
-            name: str, kind: str, of: str, start: tuple[str, dict[str, Any]], factor: float | None = None
+            name: str,
+            kind: str,
+            of: str,
+            start: tuple[str, dict[str, Any]],
+            centre: tuple[float, float, float],
+            factor: float | None = None,
         ) -> list[dict[str, Any]]:
+            hesitation, length, right = centre
             return [
                 condition(
                     f"{name}-random-{draw}",
                     kind,
-                    f(5.5 - 0.1 * (draw - 1), 119.0 + 2 * (draw - 1), 0.79 + 0.01 * (draw - 1), 0.05),
+                    f(hesitation - 0.1 * (draw - 1), length + 2 * (draw - 1), right + 0.01 * (draw - 1), 0.05),
                     start,
                     None if spread is None else 0.05,
-                    label=f"{name} random {draw}",
+                    label=f"{kind} random {draw}",
                     group=f"{of} random {draw}",
                     control_of=of,
                     draw=draw,
@@ -134,15 +143,18 @@ def interventions(
                 for draw in range(n_draws)
             ]
 
+        near = (5.5, 119.0, 0.79)
         if "remove" in kinds:
             removed = f(REMOVED + at, 78.0 + 3 * at, 0.79, 0.31)
             name = f"remove-{group}"
             conditions.append(condition(name, "remove", removed, replacement, 0.05, label=f"without {group}", **own))
-            conditions += draws(name, "remove", group, replacement)
+            conditions += draws(name, "remove", group, replacement, near)
         if "keep" in kinds:
             kept = f(8.2, 150.0, 0.45, 1.1)
             biases = ("biases", measured["biases"])
-            conditions.append(condition(f"keep-{group}", "keep", kept, biases, 0.05, label=f"only {group}", **own))
+            name = f"keep-{group}"
+            conditions.append(condition(name, "keep", kept, biases, 0.05, label=f"only {group}", **own))
+            conditions += draws(name, "keep", group, biases, (0.4, 200.0, 0.43))
         for kind, start, factors in (("scale", replacement, (0.5, 1.5, 2.0)), ("negate", target, (0.25, 0.5, 1.0))):
             for factor in factors if kind in kinds else ():
                 name = f"{kind}-{group}-{factor:g}"
@@ -150,11 +162,9 @@ def interventions(
                 found = f(
                     0.4 + 4.0 * strength + 0.2 * at, 60.0 + 55 * strength, 0.5 + 0.28 * min(strength, 1), 0.2 * factor
                 )
-                named = {
-                    "label": f"{group} times {factor:g}" if kind == "scale" else f"target minus {factor:g} {group}"
-                }
+                named = {"label": f"{group} x {factor}" if kind == "scale" else f"target - {factor} x {group}"}
                 conditions.append(condition(name, kind, found, start, 0.05, factor=factor, **named, **own))
-                conditions += draws(name, kind, group, start, factor)
+                conditions += draws(name, kind, group, start, near, factor)
     if spread is None:
         for one in conditions:
             for found in (one["difference"] or {}).values():
@@ -211,7 +221,7 @@ def sample(problem: int, names: Sequence[str], answers: bool = True) -> dict[str
         responses[name] = {
             "text": text,
             "hesitations": [[start, start + 4], [but, but + 3]],
-            "n_tokens": 256 if degenerate else 27,
+            "n_tokens": 30 if degenerate else 27,
             "finished": not degenerate,
             "truncated": text.index(" and so on") + 10 if degenerate else None,
             "parsed": None if degenerate else "34",
