@@ -1,5 +1,7 @@
 """Rules against plain loops over features as the store reads them."""
 
+# ruff: noqa: RUF001
+
 from __future__ import annotations
 
 import json
