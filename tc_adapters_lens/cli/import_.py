@@ -44,7 +44,7 @@ def run(args: Namespace) -> dict[str, Any]:
     base = Checkpoint.open(args.base, args.base_revision)
     target = Checkpoint.open(args.target, args.target_revision)
     check_configs(base.config, target.config)
-    pair = PairInfo(base.name, target.name, base.revision, target.revision, base.fingerprint(), target.fingerprint())
+    pair = PairInfo.of(base, target)
     adapters = import_authors(
         args.checkpoint,
         pair,

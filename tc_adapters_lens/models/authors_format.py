@@ -228,9 +228,7 @@ def _check_models(adapters: AdapterSet, base: Checkpoint, target: Checkpoint, al
             f"Adapters and models must have the same layers and width. Got {ours} (adapters) and {theirs} (models)."
         )
     if not allow_other_pair:
-        prints = base.fingerprint(), target.fingerprint()
-        given = PairInfo(base.name, target.name, base.revision, target.revision, *prints)
-        check_same_pair("The adapters", adapters.info.pair, given)
+        check_same_pair("The adapters", adapters.info.pair, PairInfo.of(base, target))
 
 
 def _write_shards(directory: Path, entries: list[_Entry], max_bytes: int) -> None:

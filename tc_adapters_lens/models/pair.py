@@ -73,7 +73,7 @@ def load_opened_pair(
         hooked_config(target.config, dtype, str(device)),
         _own_tokenizer(target.tokenizer),
         n_ctx=target.config.max_position_embeddings,
-        pair=PairInfo(base.name, target.name, base.revision, target.revision, base.fingerprint(), target.fingerprint()),
+        pair=PairInfo.of(base, target),
     )
     weights = family.convert(hf_model(target, dtype), model.cfg)
     for layer in range(n_layers):

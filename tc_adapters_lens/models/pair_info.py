@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tc_adapters_lens.errors import AdapterSetError
+
+if TYPE_CHECKING:
+    from tc_adapters_lens.models.checkpoints import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,12 @@ class PairInfo:
     target_revision: str | None
     base_fingerprint: str
     target_fingerprint: str
+
+    @classmethod
+    def of(cls, base: Checkpoint, target: Checkpoint) -> PairInfo:
+        """The identity of two opened checkpoints."""
+        prints = base.fingerprint(), target.fingerprint()
+        return cls(base.name, target.name, base.revision, target.revision, *prints)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

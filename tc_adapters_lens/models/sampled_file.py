@@ -19,7 +19,8 @@ from tc_adapters_lens.errors import DataError
 from tc_adapters_lens.models import atomic
 from tc_adapters_lens.models.sampling import Sampled
 
-FORMAT, VERSION = "tc-adapters-lens sampled responses", 1
+FORMAT, VERSION = "tc-adapters-lens sampled responses", 2
+BATCHWISE = 1  # the version whose draws followed from the batch: whole files are read, unfinished ones not gone on with
 
 
 def meta_path(path: str | Path) -> Path:
@@ -188,7 +189,8 @@ def _read_meta(path: Path) -> dict[str, Any] | None:
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         return None
     whole = {"complete", "n_rows", "settings"} | ({"sha256"} if meta.get("complete") else set())
-    if meta.get("version") != VERSION or not whole <= meta.keys():
+    usable = (VERSION, BATCHWISE) if meta.get("complete") else (VERSION,)
+    if meta.get("version") not in usable or not whole <= meta.keys():
         raise DataError(
             f"{where} must be of version {VERSION}. Got version {meta.get('version')}"
             f"{'' if whole <= meta.keys() else ' without ' + min(whole - meta.keys())}; sample to another file."

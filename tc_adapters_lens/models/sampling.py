@@ -1,13 +1,13 @@
 """Responses sampled from a Hugging Face model: the same tokens for the same settings, wherever the work is taken up.
 
-The draws of a batch follow from the seed and the number of its first prompt, and from nothing before it.
+Token t of prompt i follows from the seed, i, t and the logits it has: which prompts are continued together changes
+nothing but the rounding of those.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -20,6 +20,8 @@ from transformers import (
     LogitsProcessorList,
     PretrainedConfig,
     PreTrainedModel,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
 )
 
 from tc_adapters_lens.errors import CheckpointError, ConfigError, DataError
@@ -30,6 +32,7 @@ from tc_adapters_lens.models.tensor_files import first_line
 
 LONGEST_DEFAULT = 2048  # new tokens
 COOLEST = 1e-4  # below it logits divided by the temperature leave float32's range
+_BLOCK = 256  # random numbers of a prompt that are made at a time
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Sampling:
         top_p: draw among the fewest tokens that together have this probability.
         max_new_tokens: a response is cut there; None: what the longest prompt leaves of the context, at most 2,048.
         seed: of all draws.
-        batch_size: prompts that are continued together. It changes what is drawn.
+        batch_size: prompts that are continued together. It changes nothing but the rounding of logits.
     Raises:
         ConfigError: a value out of range.
     """
@@ -163,28 +166,26 @@ def sample(
 ) -> Iterator[Sampled]:
     """Continue prompts with Hugging Face's `generate`, a batch at a time, in order.
 
-    Nothing of the model's own generation configuration is used. Torch's random state is left as it was.
+    Nothing of the model's own generation configuration is used, and torch's random state neither used nor changed.
 
     Args:
         model: a causal language model in evaluation mode, as `load_target` gives it.
         prompts: token ids.
         settings: how to draw.
         end_tokens: a response ends with the first of these.
-        start: the first prompt to continue, a multiple of the batch size.
+        start: the first prompt to continue; batches are counted from there.
         on_step: called at every step of a batch with the number of steps so far.
     Raises:
         DataError: as in `fit`.
         CheckpointError: the model's logits are not numbers (while iterating).
-        ValueError: `start` is within a batch.
     """
     settings = fit(settings, prompts, model.config)
-    if start % settings.batch_size:
-        raise ValueError(f"start must be a multiple of batch_size {settings.batch_size}. Got {start}.")
 
     def rows() -> Iterator[Sampled]:
         for first in range(start, len(prompts), settings.batch_size):
             batch = prompts[first : first + settings.batch_size]
-            yield from _sample_batch(model, batch, settings, end_tokens, _Watch(first, on_step), first)
+            steps = [_Watch(first, on_step), *_draws(settings, range(first, first + len(batch)), model.device)]
+            yield from _sample_batch(model, batch, settings, end_tokens, LogitsProcessorList(steps))
 
     return rows()
 
@@ -194,29 +195,26 @@ def _sample_batch(
     prompts: Sequence[Sequence[int]],
     settings: Sampling,
     end_tokens: Sequence[int],
-    watch: _Watch,
-    first: int,
+    steps: LogitsProcessorList,
 ) -> Iterator[Sampled]:
     width = max(map(len, prompts))
     padding = [width - len(prompt) for prompt in prompts]
     fill = end_tokens[0]  # never looked at: masked on the left, cut off on the right
     tokens = torch.tensor([[fill] * n + list(prompt) for n, prompt in zip(padding, prompts, strict=True)])
     mask = torch.tensor([[0] * n + [1] * (width - n) for n in padding])
-    draws = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
     generation = GenerationConfig(
         max_new_tokens=settings.max_new_tokens,
         eos_token_id=list(end_tokens),
         pad_token_id=fill,
-        **(draws if settings.temperature else {"do_sample": False}),
+        do_sample=False,  # the last of the steps leaves one token only
     )
-    with _seeded([settings.seed, first], model.device):
-        output = model.generate(  # pyright: ignore[reportCallIssue]
-            tokens.to(model.device),
-            attention_mask=mask.to(model.device),
-            generation_config=generation,
-            use_model_defaults=False,
-            logits_processor=LogitsProcessorList([watch]),
-        )
+    output = model.generate(  # pyright: ignore[reportCallIssue]
+        tokens.to(model.device),
+        attention_mask=mask.to(model.device),
+        generation_config=generation,
+        use_model_defaults=False,
+        logits_processor=steps,
+    )
     ends = set(end_tokens)
     for prompt, response in zip(prompts, output[:, width:].tolist(), strict=True):
         end = next((place for place, token in enumerate(response) if token in ends), None)
@@ -244,9 +242,37 @@ class _Watch(LogitsProcessor):
         return scores
 
 
-@contextmanager
-def _seeded(seed: list[int], device: torch.device) -> Iterator[None]:
-    """Torch's random state made from these numbers inside, and put back after."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]))
-        yield
+def _draws(settings: Sampling, numbers: range, device: torch.device) -> list[LogitsProcessor]:
+    """What is done to logits before their maximum is taken, for the prompts of these numbers."""
+    if not settings.temperature:
+        return []
+    return [
+        TemperatureLogitsWarper(float(settings.temperature)),
+        *([TopPLogitsWarper(settings.top_p)] if settings.top_p < 1 else []),
+        _Draw(settings.seed, numbers, device),
+    ]
+
+
+class _Draw(LogitsProcessor):
+    """Draws a token for every prompt and gives all others minus infinity.
+
+    The token is the first up to which the probabilities sum to more than a number that is uniform in [0, 1), of a
+    stream of the prompt's own.
+    """
+
+    def __init__(self, seed: int, numbers: range, device: torch.device):
+        self.streams = [np.random.Generator(np.random.PCG64([seed, number])) for number in numbers]
+        self.device = torch.device("cpu") if device.type == "mps" else device  # which has no float64
+        self.n_steps = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        place = self.n_steps % _BLOCK
+        if place == 0:
+            uniform = np.stack([stream.random(_BLOCK) for stream in self.streams], axis=1)
+            self.uniform = torch.from_numpy(uniform).to(self.device)
+        self.n_steps += 1
+        sums = scores.softmax(-1).to(self.device).to(torch.float64).cumsum(-1)
+        whole = sums[:, -1:]
+        aim = torch.minimum(self.uniform[place, :, None] * whole, whole.nextafter(torch.zeros_like(whole)))
+        token = torch.searchsorted(sums, aim, right=True).to(scores.device)
+        return torch.full_like(scores, -torch.inf).scatter_(-1, token, 0.0)

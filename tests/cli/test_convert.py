@@ -64,12 +64,15 @@ def test_features_are_exported(layout, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--format", "csv"], "Either --adapters or --features must be given. Got neither."),
-        (["--adapters", "a", "--features", "f"], "Got both."),
-        (["--adapters", "a", "--format", "csv"], "must be authors. Got csv, which is for --features."),
+        (["--format", "csv"], "One of --run, --adapters and --features must be given. Got none of them."),
+        (["--adapters", "a", "--features", "f"], "Got --adapters and --features."),
+        (["--adapters", "a", "--format", "csv"], "must be authors or hf. Got csv, which is for --features."),
         (["--adapters", "a", "--layers", "1"], "--layers is for --features"),
         (["--features", "f"], "must be one of circuit-tracer, neuronpedia, csv, parquet. Got authors, which"),
         (["--features", "f", "--format", "authors"], "Got authors, which is for --adapters."),
+        (["--adapters", "a", "--group", "g.json"], "--group is for --format hf. Leave it out."),
+        (["--adapters", "a", "--mlps", "target"], "--mlps is for --format hf. Leave it out."),
+        (["--features", "f", "--format", "csv", "--dtype", "float32"], "--dtype is for --adapters"),
         (["--features", "f", "--format", "csv", "--base", "b"], "--base is for --adapters"),
         (["--features", "f", "--format", "csv", "--layers", "1-2"], "--layers must be numbers with commas"),
     ],

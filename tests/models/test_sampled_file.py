@@ -129,7 +129,7 @@ def test_a_whole_file_that_was_changed(tmp_path):
     ("change", "says"),
     [
         ('{"format"', "must be JSON"),
-        ({"version": 2}, "Got version 2; sample"),
+        ({"version": 3}, "Got version 3; sample"),
         ({"sha256": None, "version": 0}, "Got version 0"),
         ("without settings", "without settings"),
     ],
@@ -143,6 +143,21 @@ def test_a_description_that_cannot_be_used(change, says, tmp_path):
         meta_path(path).write_text(change if isinstance(change, str) else json.dumps({**meta, **change}))
     with pytest.raises(DataError, match=says):
         read_sampled(path)
+
+
+def test_one_of_batchwise_draws_is_read_where_it_is_whole_and_not_gone_on_with(tmp_path):
+    path = tmp_path / "r.jsonl"
+    meta, _ = write(path)
+    old = {**meta, "version": sampled_file.BATCHWISE}
+    meta_path(path).write_text(json.dumps(old))
+    assert read_sampled(path) == old
+    assert write(path) == (old, [])
+    meta_path(path).write_text(json.dumps({**old, "complete": False}))
+    before = path.read_bytes()
+    for use in (read_sampled, write):
+        with pytest.raises(DataError, match=r"must be of version 2\. Got version 1; sample to another file\."):
+            use(path)
+    assert path.read_bytes() == before
 
 
 def test_a_second_writer_is_noticed(tmp_path):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from transformers import GenerationConfig
 
 from tc_adapters_lens.errors import CheckpointError, ConfigError, DataError
+from tc_adapters_lens.models import sampling
 from tc_adapters_lens.models.checkpoints import Checkpoint
-from tc_adapters_lens.models.sampling import Sampling, end_tokens, fit, load_target, sample
+from tc_adapters_lens.models.sampling import Sampling, _Draw, end_tokens, fit, load_target, sample
 from tests.tiny import D_VOCAB, nudged, save, tiny_model, word_tokenizer
 
 PROMPTS = [[1, 5, 9], [1, 7], [1, 20, 30, 40, 50, 60, 70, 80, 90, 10, 11], [33], [1, 4, 5, 6]]
@@ -128,7 +130,42 @@ def test_nothing_of_the_checkpoints_own_settings_leaks(model):
         model.generation_config = own
 
 
-def test_draws_follow_from_seed_and_place(model):
+def naive(model, prompt, number, settings, n):
+    """One draw at a time in float64 with the prompt's own random numbers, the whole sequence run anew for each."""
+    random = np.random.Generator(np.random.PCG64([settings.seed, number]))
+    tokens = list(prompt)
+    for _ in range(n):
+        with torch.no_grad():
+            values = model(torch.tensor([tokens])).logits[0, -1].double().numpy() / settings.temperature
+        probabilities = np.exp(values - values.max())
+        probabilities /= probabilities.sum()
+        held, kept = 0.0, set()
+        for token in np.argsort(-probabilities):
+            if held < settings.top_p:
+                kept.add(int(token))
+                held += probabilities[token]
+        aim, passed = random.random() * held, 0.0
+        for token in sorted(kept):
+            passed += probabilities[token]
+            if passed > aim:
+                break
+        tokens.append(token)
+        if token == END:
+            break
+    return tokens
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 0.9), (1.3, 0.4)])
+def test_draws_equal_a_naive_loop(temperature, top_p, model, monkeypatch):
+    monkeypatch.setattr(sampling, "_BLOCK", 4)  # random numbers are made anew on the way
+    settings = Sampling(temperature, top_p, 30, seed=5, batch_size=3)
+    found = list(sample(model, PROMPTS, settings, end_tokens=[END]))
+    assert [row.input_ids for row in found] == [
+        naive(model, prompt, number, settings, 30) for number, prompt in enumerate(PROMPTS)
+    ]
+
+
+def test_draws_follow_from_seed_prompt_and_step(model):
     prompts = PROMPTS * 3
 
     def rows(start=0, **changes):
@@ -140,12 +177,24 @@ def test_draws_follow_from_seed_and_place(model):
     assert torch.equal(torch.random.get_rng_state(), state)
     torch.rand(3)
     assert rows() == whole
-    assert [rows(start) for start in (4, 8, 12)] == [whole[4:], whole[8:], whole[12:]]
+    assert [rows(start) for start in (3, 4, 14, 15)] == [whole[3:], whole[4:], whole[14:], []]
+    for batch_size in (1, 5, 15):
+        assert rows(batch_size=batch_size) == whole
+    assert [row.input_ids for row in rows(max_new_tokens=3)] == [
+        row.input_ids[: row.prompt_length + 3] for row in whole
+    ]
     assert rows(seed=1) != whole
-    same_prompt = list(sample(model, [PROMPT] * 8, Sampling(1.0, 1.0, 8, batch_size=4), end_tokens=[END]))
-    assert same_prompt[:4] != same_prompt[4:]
-    with pytest.raises(ValueError, match="multiple"):
-        rows(3)
+    assert whole[:5] != whole[5:10]  # the same prompts in other places
+
+
+def test_a_token_without_probability_is_never_drawn():
+    """At both ends of what a random number can be."""
+    draw = _Draw(0, range(3), torch.device("cpu"))
+    scores = torch.tensor([[-torch.inf, 0.0, -torch.inf, 1.0, -torch.inf]]).repeat(3, 1)
+    draw(scores, scores)
+    draw.n_steps = 1
+    draw.uniform[1] = torch.tensor([0.0, 1 - 2**-53, 1.0])  # the last is past any
+    assert draw(scores, scores).argmax(-1).tolist() == [1, 3, 3]
 
 
 @pytest.mark.parametrize("temperature", [0, 1.0])
