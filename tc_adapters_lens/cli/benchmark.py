@@ -201,7 +201,7 @@ def _file_hash(data: str | None) -> str | None:
 
 def _table(model: str, results: Sequence[Mapping[str, Any]]) -> str:
     heads = (model, "problems", "repeats", "accuracy", "length", "unclosed")
-    rows = [heads]
+    rows: list[tuple[str, ...]] = [heads]
     for result in results:
         rows.append(
             (

@@ -8,10 +8,14 @@ import torch
 
 from tc_adapters_lens import toy
 from tc_adapters_lens.errors import ConfigError, RunError
+from tc_adapters_lens.integrations.hf.export import export_hf
+from tc_adapters_lens.integrations.hf.model import adapter_model
 from tc_adapters_lens.integrations.lm_eval.harness import Changes, evaluate
 from tc_adapters_lens.integrations.lm_eval.model import AdaptersLM, ServedLM
 from tc_adapters_lens.integrations.lm_eval.server import completions_url, served_model
+from tc_adapters_lens.models.adapter_set import AdapterSet, AdapterSetInfo
 from tc_adapters_lens.models.checkpoints import Checkpoint
+from tc_adapters_lens.models.pair_info import PairInfo
 from tc_adapters_lens.models.sampling import Sampling, load_target, sample
 from tests.integrations.lm_eval_fakes import END, served
 
@@ -93,12 +97,24 @@ def test_thinking_that_the_prompt_opens_belongs_to_the_response(target):
     assert benchmark.response_length == 9
 
 
-def test_lm_eval_makes_it_by_name_from_a_directory():
+def test_lm_eval_makes_it_by_name_from_an_export(target, tmp_path):
     from lm_eval.api.registry import get_model
 
-    lm = get_model("tc-adapters").create_from_arg_string(f"pretrained={toy.TARGET}", {"device": "cpu", "batch_size": 2})
-    assert isinstance(lm, AdaptersLM)
-    assert lm.max_length == 512
+    base = Checkpoint.open("toy:base")
+    info = AdapterSetInfo(PairInfo("toy:base", "toy:target", None, None, base.fingerprint(), target[0].fingerprint()))
+    adapters = AdapterSet.fresh(4, 128, 8, info, seed=0)
+    for adapter in adapters.values():
+        adapter.W_dec.data.normal_(std=0.05, generator=torch.Generator().manual_seed(0))
+    model = adapter_model(base, target[0], adapters)
+    export_hf(tmp_path / "exported", base, target[0], adapters, dtype=torch.float32)
+    arguments = f"pretrained={tmp_path / 'exported'},trust_remote_code=True,dtype=float32"
+    exported = get_model("tc-adapters").create_from_arg_string(arguments, {"device": "cpu", "batch_size": N})
+    assert isinstance(exported, AdaptersLM)
+    built = AdaptersLM(model, target[0].tokenizer, batch_size=N)
+    found, expected = (
+        responses(run(lm, target[0].tokenizer, temperature=0, max_new_tokens=40)[2]) for lm in (exported, built)
+    )
+    assert found == expected
 
 
 def served_lm(server: str, **options) -> ServedLM:

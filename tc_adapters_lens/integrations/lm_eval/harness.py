@@ -159,7 +159,8 @@ def evaluate(
             f"Responses must fit into the model's context of {context} tokens with their prompt. Got {longest} new "
             f"tokens in {name}; set a lower --max-new-tokens."
         )
-    found: Any = simple_evaluate(
+    run: Any = simple_evaluate  # its decorator hides its type
+    found = run(
         lm,
         tasks=[task],
         task_manager=TaskManager(include_defaults=False),  # else it reads the thousands of tasks there are

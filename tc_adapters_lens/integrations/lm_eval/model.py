@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import ClientError
 from lm_eval.api.registry import register_model
-from lm_eval.models.huggingface import HFLM
-from lm_eval.models.openai_completions import LocalCompletionsAPI
+from lm_eval.models import huggingface, openai_completions
 from lm_eval.models.utils import has_bos_prefix
 from requests import RequestException
 from transformers import GenerationConfig
@@ -28,10 +27,13 @@ if TYPE_CHECKING:
 
 __all__ = ["AdaptersLM", "ServedLM"]
 
+# The decorator that registers lm-eval's classes hides them from type checkers.
+_HFLM: Any = huggingface.HFLM
+_LocalCompletionsAPI: Any = openai_completions.LocalCompletionsAPI
 
-@register_model("tc-adapters")
-class AdaptersLM(HFLM):
-    """lm-eval's HFLM for reasoning models. In lm-eval's own command line and functions its name is `tc-adapters`.
+
+class AdaptersLM(_HFLM):
+    """lm-eval's HFLM for reasoning models. Where this module is imported, lm-eval knows it as `tc-adapters`.
 
     A response begins with the think block that its prompt opened, so that tasks can tell thinking that never ends.
     Draws are made from all of the vocabulary: of the model's generation configuration only the end tokens are used.
@@ -63,8 +65,7 @@ class AdaptersLM(HFLM):
         return super()._model_generate(context, max_length, stop, **options)
 
 
-@register_model("tc-adapters-server")
-class ServedLM(LocalCompletionsAPI):
+class ServedLM(_LocalCompletionsAPI):
     """lm-eval's client of an OpenAI-compatible completions server, such as vLLM serving an exported model.
 
     Prompts are written and split into tokens here, so they are those of `AdaptersLM`. The repeats of a prompt are sent
@@ -99,7 +100,7 @@ class ServedLM(LocalCompletionsAPI):
             **options,
         )
         if chat_template is not None:
-            self.tokenizer.chat_template = chat_template  # pyright: ignore[reportAttributeAccessIssue]
+            self.tokenizer.chat_template = chat_template
         self._sent: Counter[str] = Counter()
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -115,7 +116,7 @@ class ServedLM(LocalCompletionsAPI):
 
     def tok_encode(self, string: Any, **options: Any) -> Any:
         first = string if isinstance(string, str) else string[0]
-        begins = has_bos_prefix(first, self.tokenizer.bos_token)  # pyright: ignore[reportAttributeAccessIssue]
+        begins = has_bos_prefix(first, self.tokenizer.bos_token)
         return super().tok_encode(string, **{**options, "add_special_tokens": not begins})
 
     def _create_payload(self, messages: Any, generate: bool = False, seed: int = 1234, **options: Any) -> dict:
@@ -123,6 +124,10 @@ class ServedLM(LocalCompletionsAPI):
         payload = super()._create_payload(messages, generate=generate, seed=seed + self._sent[prompt], **options)
         self._sent[prompt] += 1
         return payload
+
+
+register_model("tc-adapters")(AdaptersLM)
+register_model("tc-adapters-server")(ServedLM)
 
 
 def _with_thinking(requests: Sequence[Instance], responses: Sequence[str]) -> list[str]:
