@@ -145,11 +145,14 @@ def test_repeats_are_sent_with_different_seeds(n_requests):
 
 
 @pytest.mark.parametrize("n_requests", [1, 2])
-def test_a_server_that_fails(n_requests):
+def test_a_server_that_fails(n_requests, monkeypatch, caplog):
+    monkeypatch.setenv("OPENAI_API_KEY", "a-secret")
     with served(status=500) as (server, record):
         lm = served_lm(server, num_concurrent=n_requests, max_retries=1)
         with pytest.raises(RunError, match=r"The server stopped answering: .*500.* Start it and this command again"):
             run(lm, record.tokenizer)
+    assert "API request failed" in caplog.text
+    assert "a-secret" not in caplog.text
 
 
 def test_what_a_server_serves():

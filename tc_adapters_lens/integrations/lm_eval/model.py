@@ -106,7 +106,10 @@ class ServedLM(_LocalCompletionsAPI):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Raises RunError: the server stopped answering, or refused, three times."""
         why = ""
-        with _without("asyncio", "Task exception was never retrieved"):
+        with (
+            _without("asyncio", "Task exception was never retrieved"),
+            _without("lm_eval.models.api_models", "Exception:"),  # it shows the key that the request was sent with
+        ):
             try:
                 return _with_thinking(requests, super().generate_until(requests, disable_tqdm))
             except (RequestException, ClientError, asyncio.TimeoutError) as error:
