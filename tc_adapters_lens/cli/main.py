@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 from tc_adapters_lens import __version__
 from tc_adapters_lens.cli import (
+    benchmark,
     dashboard,
     demo,
     doctor,
@@ -43,6 +44,7 @@ VERBS = {
     "train": train,
     "generate": generate,
     "evaluate": evaluate,
+    "benchmark": benchmark,
     "report": report,
     "features": features,
     "group": group,
