@@ -98,6 +98,12 @@ def run(args: Namespace) -> dict[str, Any]:
     result = intervene(settings, out, **place)
     write_interventions_page(result, out / PAGE_FILE)
     print(conditions_table(result))
+    for condition in result["conditions"]:
+        if condition["n_degenerate"] == result["problems"]["n"]:
+            print(
+                f"All {condition['n_degenerate']:,} responses of {condition['label']} degenerate: its figures are of "
+                "what comes before."
+            )
     print(f"Written: {out / PAGE_FILE}")
     return {key: value for key, value in result.items() if key != "samples"}
 

@@ -115,7 +115,7 @@ def intervene(settings: Settings, out: Path, *, dtype: torch.dtype, device: torc
         answer_column=settings.answer_column,
         chat_template=settings.chat_template,
     )
-    settings.bootstrap.require(len(problems))
+    settings.bootstrap.require(len(problems), "problems")
     sampling = fit(settings.sampling, [problem.tokens for problem in problems], target.config)
     files = {condition.name: out / RESPONSES / f"{condition.name}.jsonl" for condition in conditions}
     prompts = [problem.tokens for problem in problems]

@@ -48,18 +48,18 @@ class Bootstrap:
                 "give more, or 0 to leave intervals out."
             )
 
-    def require(self, n_sequences: int) -> None:
-        """Whether there are sequences enough.
+    def require(self, n: int, what: str = "sequences") -> None:
+        """Whether there are sequences, or whatever else is resampled, enough.
 
         Raises:
             DataError: none, or too few for intervals.
         """
-        if n_sequences == 0:
-            raise DataError("Evaluation needs at least one sequence. Got none.")
-        if self.n_replicates and n_sequences < MIN_SEQUENCES:
+        if n == 0:
+            raise DataError(f"There must be {what} to measure on. Got none.")
+        if self.n_replicates and n < MIN_SEQUENCES:
             raise DataError(
-                f"Intervals need at least {MIN_SEQUENCES} sequences, which are what is resampled. Got {n_sequences}. "
-                "Give more tokens, or set the bootstrap's replicates to 0 to leave intervals out."
+                f"Intervals need at least {MIN_SEQUENCES} {what}, which are what is resampled. Got {n}. "
+                "Give more, or set the bootstrap's replicates to 0 to leave intervals out."
             )
 
     def weights(self, sequences: Iterable[int]) -> Float[np.ndarray, "n_rows n_sequences"]:

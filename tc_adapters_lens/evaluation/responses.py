@@ -134,7 +134,7 @@ class Figures:
     def __init__(
         self, judged: Sequence[Judged], bootstrap: Bootstrap, kl: Float[np.ndarray, "n_problems 2"] | None = None
     ) -> None:
-        bootstrap.require(len(judged))
+        bootstrap.require(len(judged), "problems")
         self.judged = list(judged)
         self._words = sorted({word for response in judged for word in response.hesitations})
         columns = {

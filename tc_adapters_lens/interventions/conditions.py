@@ -136,12 +136,8 @@ def plan(
 
 
 def _label(kind: str, group: str, factor: float | None) -> str:
-    return {
-        "remove": f"without {group}",
-        "keep": f"only {group}",
-        "scale": f"{group} x {factor}",
-        "negate": f"target - {factor} x {group}",
-    }[kind]
+    times = "" if factor is None else f"{factor:g} x {group}"
+    return {"remove": f"without {group}", "keep": f"only {group}", "scale": times, "negate": f"target - {times}"}[kind]
 
 
 def _slug(name: str) -> str:

@@ -178,12 +178,13 @@ def _words(conditions: Sequence[Condition]) -> Mapping[str, Any] | None:
 
 
 def _group(found: Mapping[str, Any]) -> dict[str, Any]:
-    frequency = found["frequency"]
+    frequency, controls = found["frequency"], found["control_frequencies"]
     most = max([1, *found["per_layer"]])
     return {
         "name": name(found["name"]),
         "n_features": found["n_features"],
         "frequency": None if frequency is None else f"{percent(frequency)} of tokens",
+        "control_frequencies": ", ".join(percent(one) for one in controls),
         "rule": rule_words(found["rule"]),
         "layers": [(layer, n, round(100 * n / most)) for layer, n in enumerate(found["per_layer"])],
         "features": ", ".join(f"{layer}.{feature}" for layer, feature in found["features"]),

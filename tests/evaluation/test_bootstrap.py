@@ -94,7 +94,7 @@ def test_too_few_replicates(n: int) -> None:
         Bootstrap(n)
 
 
-@pytest.mark.parametrize(("replicates", "n", "says"), [(0, 0, "at least one"), (100, 9, "at least 10 sequences")])
+@pytest.mark.parametrize(("replicates", "n", "says"), [(0, 0, "must be sequences"), (100, 9, "at least 10 sequences")])
 def test_too_few_sequences(replicates: int, n: int, says: str) -> None:
     with pytest.raises(DataError, match=says):
         Bootstrap(replicates).require(n)

@@ -129,5 +129,5 @@ def test_intervals_against_a_bootstrap_in_numpy() -> None:
 
 
 def test_too_few_problems_for_intervals() -> None:
-    with pytest.raises(DataError, match="at least 10 sequences"):
+    with pytest.raises(DataError, match="at least 10 problems"):
         Figures([made(True, 1, 0)] * 9, Bootstrap(100))

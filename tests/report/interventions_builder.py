@@ -190,6 +190,7 @@ def interventions(
                 "n_features": 120,
                 "per_layer": [30, 40, 20, 30],
                 "frequency": 0.0123,
+                "control_frequencies": [0.0119, 0.0121],
                 "rule": RULE,
                 "features": [[i % 4, 7 * i] for i in range(120)],
             }
