@@ -40,6 +40,24 @@ def test_python_of_the_feature_store_runs(tmp_path, monkeypatch, capsys) -> None
     assert len(examples) >= 3
 
 
+def test_python_of_interventions_runs(tmp_path, monkeypatch, capsys) -> None:
+    block = PYTHON[2]
+    model = load_pair("toy:base", "toy:target")
+    adapters = AdapterSet.fresh(model.cfg.n_layers, model.cfg.d_model, 30, AdapterSetInfo(model.pair))
+    adapters.save(tmp_path / re.findall(r'load\("(.*?)"', block)[0])
+    synthetic_store(
+        tmp_path / re.findall(r'open\("(.*?)"', block)[0],
+        4,
+        words=("wait", " but"),
+        adapters_fingerprint=adapters.fingerprint(),
+    )
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "README.md", "exec"), {})
+    assert capsys.readouterr().out.splitlines().count(f"torch.Size([1, 8, {model.cfg.d_vocab}])") == 3
+    (saved,) = re.findall(r'save\("(.*?)"', block)
+    assert "remove" in AdapterSet.load(tmp_path / saved).info.recipe["interventions"][0]
+
+
 def test_every_verb_and_recipe_is_in_the_readme() -> None:
     for verb in VERBS:
         assert f"`{verb}`" in README, verb

@@ -19,7 +19,8 @@ examples:
   tc-adapters intervene --run runs/r1-distill-qwen-7b --group hesitation-output --group groups/mine.json \\
       --problems HuggingFaceH4/MATH-500 --split test --prompt-column problem --max-new-tokens 16384 --dtype bfloat16
 
-OUT gets index.html, interventions.json and responses/NAME.jsonl of every model. The same command again goes on."""
+OUT gets index.html, interventions.png, interventions.json and responses/NAME.jsonl of every model. The same command
+again goes on."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -70,11 +71,11 @@ def add_arguments(parser: Parser) -> None:
 def run(args: Namespace) -> dict[str, Any]:
     scale, negate = (parse_factors(name, args[name]) for name in ("scale", "negate"))
     _check(args)
-    from tc_adapters_lens.cli.intervention import PAGE_FILE, Settings, intervene
+    from tc_adapters_lens.cli.intervention import PAGE_FILE, PICTURE_FILE, Settings, intervene
     from tc_adapters_lens.evaluation.bootstrap import Bootstrap
     from tc_adapters_lens.features.store_files import is_feature_store
     from tc_adapters_lens.models.sampling import Sampling
-    from tc_adapters_lens.report.interventions import conditions_table, write_interventions_page
+    from tc_adapters_lens.report.interventions import conditions_table, draw_interventions, write_interventions_page
 
     directory = of_run.take_from_run(args)
     store = None if args.features is None else Path(args.features)
@@ -97,6 +98,7 @@ def run(args: Namespace) -> dict[str, Any]:
     out = Path(args.out) if args.out else (directory or Path()) / "interventions" / "+".join(map(_stem, args.group))
     result = intervene(settings, out, **place)
     write_interventions_page(result, out / PAGE_FILE)
+    draw_interventions(result, out / PICTURE_FILE)
     print(conditions_table(result))
     for condition in result["conditions"]:
         if condition["n_degenerate"] == result["problems"]["n"]:

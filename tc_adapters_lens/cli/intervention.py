@@ -35,7 +35,8 @@ from tc_adapters_lens.models.sampling import Sampling, fit
 from tc_adapters_lens.training.prompts import Problem, load_problems
 
 FORMAT, FORMAT_VERSION = "tc_adapters_lens.interventions", 1
-RESULT_FILE, PAGE_FILE, RESPONSES = "interventions.json", "index.html", "responses"
+RESULT_FILE, RESPONSES = "interventions.json", "responses"
+PAGE_FILE, PICTURE_FILE = "index.html", "interventions.png"
 LONGEST_SHOWN = 8000  # characters of a response on the page
 
 

@@ -31,7 +31,7 @@ from tc_adapters_lens.report.plots_interventions import (
 from tc_adapters_lens.report.shown_text import name
 
 _MARKERS = {"diamond": "D", "circle": "o", "square": "s", "triangle-up": "^", "triangle-down": "v"}
-_LONGEST_NAME = 32
+_LONGEST_NAME = 40
 _LINE, _LETTER = 11.0, 4.3  # points, at the size of 8
 _SIDES = {-1: "right", 0: "center", 1: "left"}, {-1: "top", 0: "center", 1: "bottom"}
 

@@ -85,6 +85,7 @@ def test_every_condition_is_there(made) -> None:
     ]
     assert {path.stem for path in (out / "responses").glob("*.jsonl")} == {c["name"] for c in result["conditions"]}
     assert (out / "index.html").is_file()
+    assert (out / "interventions.png").read_bytes().startswith(b"\x89PNG")
     (group,) = result["groups"]
     assert (group["n_features"], group["per_layer"], len(group["control_frequencies"])) == (40, [10] * 4, 2)
 
@@ -203,7 +204,8 @@ def test_a_model_whose_responses_all_degenerate_is_said(place, tmp_path, capsys)
     adapters = AdapterSet.load(place / "adapters")
     state = adapters.state()
     target = Checkpoint.open("toy:target")
-    state["b_dec"][3] = 1e4 * target.tensor("lm_head.weight")[target.tokenizer.convert_tokens_to_ids("but")].float()
+    tokenizer: Any = target.tokenizer
+    state["b_dec"][3] = 1e4 * target.tensor("lm_head.weight")[tokenizer.convert_tokens_to_ids("but")].float()
     AdapterSet.from_state(state, adapters.info).save(tmp_path / "adapters")
     changes = {"--adapters": str(tmp_path / "adapters"), "--features": None, "--draws": "0", "--scale": "none"}
     changes |= {"--negate": "none", "--max-new-tokens": "205", "--temperature": "0", "--batch-size": "12"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -14,8 +16,7 @@ from tc_adapters_lens.evaluation.responses import Figures, Judged, judge
 from tc_adapters_lens.models.checkpoints import Checkpoint
 from tc_adapters_lens.models.sampling import Sampled
 
-TOKENIZER = Checkpoint.open("toy:target").tokenizer
-assert TOKENIZER is not None
+TOKENIZER: Any = Checkpoint.open("toy:target").tokenizer
 PROMPT = TOKENIZER.apply_chat_template([{"role": "user", "content": "What is 2 + 3?"}], add_generation_prompt=True)
 
 

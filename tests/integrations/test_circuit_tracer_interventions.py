@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -19,9 +18,10 @@ from tc_adapters_lens.models.pair import load_pair
 from tests.tiny import D_VOCAB, tiny_pair, word_tokenizer
 
 pytest.importorskip("circuit_tracer")
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
 
-TOKENS = torch.randint(0, D_VOCAB, (12,), generator=torch.Generator().manual_seed(0))
+TOKENS = torch.randint(3, D_VOCAB, (12,), generator=torch.Generator().manual_seed(0))
+TOKENS[0] = 1  # the tokenizer's BOS; without one circuit-tracer adds it
 GROUP = FeatureGroup("some", tuple((layer, feature) for layer in range(3) for feature in range(0, 20, 3)))
 
 
@@ -52,7 +52,7 @@ def adapters(pair: HookedDiffTransformer) -> AdapterSet:
 
 
 @pytest.fixture(scope="module")
-def upstream(pair: HookedDiffTransformer, adapters: AdapterSet) -> Iterator[object]:
+def upstream(pair: HookedDiffTransformer, adapters: AdapterSet) -> object:
     """circuit-tracer's replacement model, whose own MLPs are those of the pair's replacement model."""
     from circuit_tracer.replacement_model.replacement_model_transformerlens import TransformerLensReplacementModel
     from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTranscoder, TranscoderSet
