@@ -23,10 +23,13 @@ examples:
   tc-adapters export --adapters runs/toy/adapters --format authors --out exported
   tc-adapters export --adapters runs/toy/adapters --base toy:base --target toy:target --out exported
   tc-adapters export --run runs/toy --format hf --group hesitation.json --out replacement
+  tc-adapters export --run runs/toy --format saelens --remove hesitation.json --out quiet
+  tc-adapters export --run runs/toy --format hf --mlps target --negate hesitation.json --factor 0.5 --out quieter
   tc-adapters export --features runs/toy/features --format circuit-tracer --out graphs --layers 2,3
   tc-adapters export --features runs/toy/features --format csv --out features.csv"""
 
-_OF_ADAPTERS = ("authors", "hf")
+_OF_ADAPTERS = ("saelens", "authors", "hf")
+_OPERATIONS = ("remove", "keep", "scale", "negate")
 _OF_FEATURES = ("circuit-tracer", "neuronpedia", "csv", "parquet")
 
 
@@ -36,9 +39,10 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--features", type=str | None, metavar="DIR", help="a feature store, in place of --adapters")
     parser.add_argument(
         "--format",
-        type=Literal["authors", "hf", "circuit-tracer", "neuronpedia", "csv", "parquet"],
+        type=Literal["saelens", "authors", "hf", "circuit-tracer", "neuronpedia", "csv", "parquet"],
         default="authors",
-        help="layout to write: of adapters authors, hf (a whole model with its code, for transformers); "
+        help="layout to write: of adapters saelens (an adapter set, as trained), authors, hf (a whole model with its "
+        "code, for transformers); "
         "of features circuit-tracer (a JSON file each, for its page), neuronpedia (as sae-dashboard writes), "
         "csv, parquet (a table)",
     )
@@ -61,6 +65,14 @@ def add_arguments(parser: Parser) -> None:
         metavar="DTYPE",
         help="with hf: number type of the model; default: the target's own",
     )
+    for name, what in {
+        "remove": "features to switch off first",
+        "keep": "features to keep alone",
+        "scale": "features whose output to multiply by --factor",
+        "negate": "features to keep alone with their output times minus --factor, to be added to the target",
+    }.items():
+        parser.add_argument(f"--{name}", type=str | None, metavar="FILE", help=f"of adapters: {what}; a group's file")
+    parser.add_argument("--factor", type=float | None, metavar="F", help="of --scale and --negate")
     parser.add_argument("--layers", type=str | None, metavar="N,N", help="of features: these layers only")
     options.add_pair(parser, required=False)
     parser.add_argument(
@@ -83,7 +95,7 @@ def run(args: Namespace) -> dict[str, Any]:
         return _export_features(args)
     if args.format in _OF_FEATURES:
         raise ConfigError(
-            f"--format of adapters must be {' or '.join(_OF_ADAPTERS)}. Got {args.format}, which is for --features."
+            f"--format of adapters must be one of {', '.join(_OF_ADAPTERS)}. Got {args.format}, which is for --features."
         )
     if args.layers is not None:
         raise ConfigError("--layers is for --features; adapters are written whole. Leave it out.")
@@ -92,14 +104,38 @@ def run(args: Namespace) -> dict[str, Any]:
     if args.format == "hf":
         return _export_hf(args)
     _refuse(args, ("group", "mlps", "dtype"), "is for --format hf.")
-    return _export_authors(args)
+    return _export_saelens(args) if args.format == "saelens" else _export_authors(args)
 
 
 def _adapters(args: Namespace) -> AdapterSet:
+    """The adapters named, after what is to be done to them."""
+    operations = [name for name in _OPERATIONS if args[name] is not None]
+    if len(operations) > 1:
+        raise ConfigError(f"Adapters are changed in one way at a time. Got --{' and --'.join(operations)}; take one.")
+    operation = operations[0] if operations else None
+    if operation and args.group:
+        raise ConfigError(f"--group is for adapters as they are. Got --{operation} too; leave one of them out.")
+    if (operation in ("scale", "negate")) != (args.factor is not None):
+        got = "--factor alone" if args.factor is not None else f"--{operation} alone"
+        raise ConfigError(f"--factor goes with --scale or --negate. Got {got}; give both.")
+    from tc_adapters_lens import interventions
     from tc_adapters_lens.models.adapter_set import AdapterSet
+    from tc_adapters_lens.models.feature_group import FeatureGroup
     from tc_adapters_lens.models.names import ADAPTERS
 
-    return AdapterSet.from_pretrained(args.adapters if args.run is None else Path(args.run) / ADAPTERS)
+    adapters = AdapterSet.from_pretrained(args.adapters if args.run is None else Path(args.run) / ADAPTERS)
+    if operation is None:
+        return adapters
+    factor = () if args.factor is None else (args.factor,)
+    return getattr(interventions, operation)(adapters, FeatureGroup.load(args[operation], adapters), *factor)
+
+
+def _export_saelens(args: Namespace) -> dict[str, Any]:
+    _refuse(args, ("base", "target"), "is for --format authors and hf.")
+    adapters = _adapters(args)
+    adapters.save(args.out)
+    print(f"adapters ({adapters.n_layers} layers, {adapters.n_features} features each) written to {args.out}")
+    return {"adapters": str(args.out), "format": args.format}
 
 
 def _export_authors(args: Namespace) -> dict[str, Any]:
@@ -155,6 +191,7 @@ def _export_features(args: Namespace) -> dict[str, Any]:
             f"Got {args.format}, which is for --adapters."
         )
     unused = ("base", "target", "base_revision", "target_revision", "allow_other_pair", "group", "mlps", "dtype")
+    unused = (*unused, *_OPERATIONS, "factor")
     _refuse(args, unused, "is for --adapters; features are written without a model.")
     layers = None if args.layers is None else _parse_layers(args.layers)
     n_written = export_features(FeatureStore.open(args.features), args.out, args.format, layers)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,7 +122,7 @@ def sample_to_file(
     if n is not None and n < 1:
         raise ConfigError(f"--n must be at least 1. Got {n}.")
     from tc_adapters_lens.models.checkpoints import Checkpoint
-    from tc_adapters_lens.models.sampled_file import write_sampled
+    from tc_adapters_lens.models.sampled_file import prompts_fingerprint, write_sampled
     from tc_adapters_lens.models.sampling import end_tokens, fit, load_target, sample
     from tc_adapters_lens.training.prompts import load_prompts
 
@@ -154,7 +152,7 @@ def sample_to_file(
             token_lists,
             {
                 "target_fingerprint": checkpoint.fingerprint(),
-                "prompts_fingerprint": _fingerprint(token_lists),
+                "prompts_fingerprint": prompts_fingerprint(token_lists),
                 "temperature": sampling.temperature,
                 "top_p": sampling.top_p,
                 "max_new_tokens": sampling.max_new_tokens,
@@ -192,7 +190,3 @@ class _Progress:
 
     def step(self, n_steps: int) -> None:
         self.bar.set_postfix_str(f"{self.n_tokens:,} tokens, {n_steps:,} in this batch", refresh=n_steps % 16 == 0)
-
-
-def _fingerprint(prompts: Sequence[Sequence[int]]) -> str:
-    return f"sha256:{hashlib.sha256(json.dumps(prompts).encode()).hexdigest()}"

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from tc_adapters_lens.cli.group import summary
 from tc_adapters_lens.cli.intervention_kl import measure_kl
-from tc_adapters_lens.cli.intervention_sampling import prompts_fingerprint, sample_conditions
+from tc_adapters_lens.cli.intervention_sampling import sample_conditions
 from tc_adapters_lens.errors import ConfigError, DataError
 from tc_adapters_lens.evaluation.answers import final_answer, same_answer, toy_answer
 from tc_adapters_lens.evaluation.bootstrap import Bootstrap
@@ -30,7 +30,7 @@ from tc_adapters_lens.models.checkpoints import Checkpoint
 from tc_adapters_lens.models.feature_group import FeatureGroup
 from tc_adapters_lens.models.pair_checks import pair_checks
 from tc_adapters_lens.models.pair_info import PairInfo
-from tc_adapters_lens.models.sampled_file import read_rows
+from tc_adapters_lens.models.sampled_file import prompts_fingerprint, read_rows
 from tc_adapters_lens.models.sampling import Sampling, fit
 from tc_adapters_lens.training.prompts import Problem, load_problems
 

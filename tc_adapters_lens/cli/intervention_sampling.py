@@ -16,7 +16,7 @@ from tc_adapters_lens.integrations.hf.modeling_transcoder_adapters import Adapte
 from tc_adapters_lens.interventions.conditions import Condition
 from tc_adapters_lens.models.adapter_set import AdapterSet
 from tc_adapters_lens.models.checkpoints import Checkpoint
-from tc_adapters_lens.models.sampled_file import write_sampled
+from tc_adapters_lens.models.sampled_file import prompts_fingerprint, write_sampled
 from tc_adapters_lens.models.sampling import Sampled, Sampling, end_tokens, load_target, sample
 
 
@@ -80,11 +80,6 @@ def sample_conditions(
                     "command goes on."
                 ) from None
             bar.update((number + 1) * len(prompts) - bar.n)  # those of a file that was whole
-
-
-def prompts_fingerprint(prompts: Sequence[Sequence[int]]) -> str:
-    """Hash of all token ids."""
-    return f"sha256:{hashlib.sha256(json.dumps(prompts).encode()).hexdigest()}"
 
 
 class _Models:

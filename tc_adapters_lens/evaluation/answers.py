@@ -10,19 +10,32 @@ from fractions import Fraction
 
 from tc_adapters_lens.toy import parse_answer as toy_answer
 
-__all__ = ["final_answer", "same_answer", "toy_answer"]
+__all__ = ["final_answer", "final_part", "opened_thinking", "same_answer", "toy_answer"]
 
+OPEN, CLOSE = "<think>", "</think>"
 _STATED = re.compile(r"answer\s*(?:is|:)", re.IGNORECASE)
 _BOXED = "\\boxed{"
+
+
+def opened_thinking(prompt: str) -> str:
+    r"""The think block that a prompt ends with, which its response goes on with: "<think>\n", or ""."""
+    bare = prompt.rstrip()
+    return prompt[len(bare) - len(OPEN) :] if bare.endswith(OPEN) else ""
+
+
+def final_part(response: str) -> str | None:
+    """What is said after thinking; all of it where there is no thinking, None where thinking never ends."""
+    _, closed, said = response.rpartition(CLOSE)
+    return said if closed or OPEN not in response else None
 
 
 def final_answer(response: str) -> str | None:
     r"""The answer a response states: its last \boxed{...}, else the rest of the line after the last "answer is" or
     "answer:". Only text after `</think>` counts; a think block never closed states none.
     """
-    if "<think>" in response and "</think>" not in response:
+    said = final_part(response)
+    if said is None:
         return None
-    said = response.rpartition("</think>")[2]
     boxed = _boxed(said)
     if boxed is not None:
         return boxed

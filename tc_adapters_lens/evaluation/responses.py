@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from transformers import PreTrainedTokenizerBase
 
+from tc_adapters_lens.evaluation.answers import opened_thinking
 from tc_adapters_lens.evaluation.bootstrap import Bootstrap, Sums, estimate, ratio
 from tc_adapters_lens.evaluation.degeneration import Degeneration, degenerate_from
 from tc_adapters_lens.evaluation.estimate import Estimate
@@ -28,7 +29,6 @@ from tc_adapters_lens.toy import HESITATIONS
 
 __all__ = ["HESITATIONS", "Figures", "Judged", "judge"]
 
-THINK, END_THINK = "<think>", "</think>"
 _PROMPT_TAIL = 16  # tokens in which a prompt opens a think block
 
 
@@ -103,10 +103,8 @@ def judge(
     kept = text if cut is None else _decode(tokenizer, tokens[:cut])
     # where decoding depends on neighbours the two differ in their last characters
     spans, counts = _find(words, kept)
-    tail = _decode(
-        tokenizer, response.input_ids[max(0, response.prompt_length - _PROMPT_TAIL) : response.prompt_length]
-    )
-    opened = THINK if THINK in tail.rpartition(END_THINK)[2] else ""
+    prompt = _decode(tokenizer, response.input_ids[: response.prompt_length][-_PROMPT_TAIL:])
+    opened = opened_thinking(prompt)
     parsed = parse(opened + kept)
     return Judged(
         text=text,

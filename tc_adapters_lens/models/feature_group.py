@@ -139,7 +139,7 @@ class FeatureGroup:
         group = cls(
             str(content.get("name") or path.stem),
             tuple((layer, feature) for layer, feature in content["features"]),
-            content.get("rule") or {"given": path.name},
+            content.get("rule", {"given": path.name}),
             content.get("adapters_fingerprint"),
         )
         if adapters is not None:

@@ -29,6 +29,11 @@ def meta_path(path: str | Path) -> Path:
     return path.with_name(f"{path.name}.meta.json")
 
 
+def prompts_fingerprint(prompts: Sequence[Sequence[int]]) -> str:
+    """Hash of all token ids."""
+    return f"sha256:{hashlib.sha256(json.dumps(prompts).encode()).hexdigest()}"
+
+
 def read_sampled(path: str | Path) -> dict[str, Any] | None:
     """The description of a finished sample file; None: the file has none, so it was not made here.
 

@@ -6,9 +6,13 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from tc_adapters_lens.cli.main import main
+from tc_adapters_lens.interventions import keep, negate, remove, scale
 from tc_adapters_lens.models.adapter_set import AdapterSet
+from tc_adapters_lens.models.checkpoints import Checkpoint
+from tc_adapters_lens.models.feature_group import FeatureGroup
 from tests.cli.conftest import N_FEATURES
 from tests.features.builder import synthetic_store
 from tests.tiny import N_LAYERS
@@ -31,6 +35,38 @@ def test_one_model_alone_is_wrong_use(pair, adapters, tmp_path, capsys):
     argv = ["export", "--adapters", str(adapters), "--out", str(tmp_path / "exported")]
     assert main([*argv, "--base", pair[0]]) == 2
     assert "must be given together" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "operation"),
+    [
+        (["--remove", "GROUP"], remove),
+        (["--keep", "GROUP"], keep),
+        (["--scale", "GROUP", "--factor", "2.5"], lambda adapters, group: scale(adapters, group, 2.5)),
+        (["--negate", "GROUP", "--factor", "0.5"], lambda adapters, group: negate(adapters, group, 0.5)),
+        ([], lambda adapters, group: adapters),
+    ],
+)
+def test_changed_adapters_are_written_in_any_layout(words, operation, pair, adapters, tmp_path):
+    group = FeatureGroup("some", ((0, 1), (2, 3)))
+    group.save(tmp_path / "group.json")
+    argv = [
+        "export",
+        "--adapters",
+        str(adapters),
+        *[str(tmp_path / "group.json") if w == "GROUP" else w for w in words],
+    ]
+    expected = operation(AdapterSet.load(adapters), group)
+    assert main([*argv, "--format", "saelens", "--out", str(tmp_path / "plain")]) == 0
+    assert AdapterSet.load(tmp_path / "plain").fingerprint() == expected.fingerprint()
+    assert AdapterSet.load(tmp_path / "plain").info == expected.info
+    assert main([*argv, "--format", "hf", "--base", pair[0], "--target", pair[1], "--out", str(tmp_path / "hf")]) == 0
+    stored = Checkpoint.open(pair[0]).tensor_names()
+    with safe_open(tmp_path / "hf" / "model.safetensors", "pt") as file:
+        for layer, adapter in expected.items():
+            decoder = file.get_tensor(f"model.layers.{layer}.mlp.adapter.decoder.weight")
+            assert torch.equal(decoder.T, adapter.W_dec)
+        assert len([name for name in file.keys() if ".adapter." not in name]) == len(stored)  # noqa: SIM118
 
 
 @pytest.mark.parametrize("missing", ["--checkpoint", "--base", "--target"])
@@ -66,10 +102,19 @@ def test_features_are_exported(layout, tmp_path, capsys):
     [
         (["--format", "csv"], "One of --run, --adapters and --features must be given. Got none of them."),
         (["--adapters", "a", "--features", "f"], "Got --adapters and --features."),
-        (["--adapters", "a", "--format", "csv"], "must be authors or hf. Got csv, which is for --features."),
+        (
+            ["--adapters", "a", "--format", "csv"],
+            "must be one of saelens, authors, hf. Got csv, which is for --features.",
+        ),
         (["--adapters", "a", "--layers", "1"], "--layers is for --features"),
         (["--features", "f"], "must be one of circuit-tracer, neuronpedia, csv, parquet. Got authors, which"),
         (["--features", "f", "--format", "authors"], "Got authors, which is for --adapters."),
+        (["--adapters", "a", "--remove", "g", "--keep", "h"], "one way at a time. Got --remove and --keep; take one."),
+        (["--adapters", "a", "--remove", "g", "--factor", "2"], "Got --factor alone; give both."),
+        (["--adapters", "a", "--negate", "g"], "Got --negate alone; give both."),
+        (["--adapters", "a", "--format", "hf", "--remove", "g", "--group", "h"], "Got --remove too"),
+        (["--adapters", "a", "--format", "saelens", "--base", "b", "--target", "t"], "--base is for --format authors"),
+        (["--features", "f", "--format", "csv", "--keep", "g"], "--keep is for --adapters"),
         (["--adapters", "a", "--group", "g.json"], "--group is for --format hf. Leave it out."),
         (["--adapters", "a", "--mlps", "target"], "--mlps is for --format hf. Leave it out."),
         (["--features", "f", "--format", "csv", "--dtype", "float32"], "--dtype is for --adapters"),

@@ -10,7 +10,8 @@ import pytest
 
 from tc_adapters_lens import toy
 from tc_adapters_lens.errors import ConfigError, DataError
-from tc_adapters_lens.integrations.lm_eval.answers import boxed, final_part, letter, opened_thinking, same_value
+from tc_adapters_lens.evaluation.answers import final_part, opened_thinking
+from tc_adapters_lens.integrations.lm_eval.answers import boxed, letter, same_value
 from tc_adapters_lens.integrations.lm_eval.documents import gpqa_examples
 from tc_adapters_lens.integrations.lm_eval.harness import NAMES, Changes, check_names, evaluate, load_task
 from tests.integrations.lm_eval_fakes import Told

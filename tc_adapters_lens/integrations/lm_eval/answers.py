@@ -1,29 +1,14 @@
-"""What a response answers: the text after the think block, and in it a boxed value or a letter."""
+"""What a response answers, once its thinking is left out: a boxed value or a letter."""
 
 from __future__ import annotations
 
 import re
 
-__all__ = ["boxed", "final_part", "letter", "opened_thinking", "same_value"]
+__all__ = ["boxed", "letter", "same_value"]
 
-OPEN, CLOSE = "<think>", "</think>"
 _LONGEST_ANSWER = 400  # characters; comparing values takes time that grows fast with them
 _LETTER = re.compile(r"(?:\\(?:text|textbf|mathrm|mathbf)\s*\{)?\s*\(?([A-D])(?![A-Za-z])")
 _SAID_LETTER = re.compile(r"[Aa]nswer\s*(?:is|:)?\s*\**\s*\(?([A-D])(?![A-Za-z])")
-
-
-def opened_thinking(prompt: str) -> str:
-    r"""The think block that a prompt ends with, which its response goes on with: "<think>\n", or ""."""
-    bare = prompt.rstrip()
-    return prompt[len(bare) - len(OPEN) :] if bare.endswith(OPEN) else ""
-
-
-def final_part(response: str) -> str | None:
-    """What is said after thinking; all of it where there is no thinking, None where thinking never ends."""
-    thinking, closed, said = response.rpartition(CLOSE)
-    if closed or OPEN not in response:
-        return said if closed else thinking + said
-    return None
 
 
 def boxed(text: str) -> str | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tc_adapters_lens import toy
 from tc_adapters_lens.errors import ConfigError, DataError, did_you_mean
-from tc_adapters_lens.integrations.lm_eval.answers import opened_thinking
+from tc_adapters_lens.evaluation.answers import opened_thinking
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM

@@ -19,7 +19,7 @@ from requests import RequestException
 from transformers import GenerationConfig
 
 from tc_adapters_lens.errors import RunError
-from tc_adapters_lens.integrations.lm_eval.answers import opened_thinking
+from tc_adapters_lens.evaluation.answers import opened_thinking
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance

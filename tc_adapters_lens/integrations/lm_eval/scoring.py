@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tc_adapters_lens import toy
-from tc_adapters_lens.integrations.lm_eval.answers import boxed, final_part, letter, same_value
+from tc_adapters_lens.evaluation.answers import final_part
+from tc_adapters_lens.integrations.lm_eval.answers import boxed, letter, same_value
 
 __all__ = ["all_repeats", "letter_results", "maths_results", "toy_results"]
 
