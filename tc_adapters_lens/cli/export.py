@@ -95,7 +95,8 @@ def run(args: Namespace) -> dict[str, Any]:
         return _export_features(args)
     if args.format in _OF_FEATURES:
         raise ConfigError(
-            f"--format of adapters must be one of {', '.join(_OF_ADAPTERS)}. Got {args.format}, which is for --features."
+            f"--format of adapters must be one of {', '.join(_OF_ADAPTERS)}. "
+            f"Got {args.format}, which is for --features."
         )
     if args.layers is not None:
         raise ConfigError("--layers is for --features; adapters are written whole. Leave it out.")
