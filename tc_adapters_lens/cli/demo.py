@@ -76,4 +76,6 @@ def run(args: Namespace) -> dict[str, Any]:
     places |= {"page": out / PAGE, "picture": out / PICTURE, "figures": out / RESULT}
     print("\nWritten:", *(f"  {what:16} {place}" for what, place in places.items()), sep="\n")
     print(f"\nTo look through the features: tc-adapters serve {out / 'sparse'}")
+    again = f"tc-adapters intervene --run {out / 'sparse'} --group hesitation-output --problems toy"
+    print(f"To switch some of them off:   {again}")
     return summary

@@ -10,6 +10,7 @@ from tc_adapters_lens.errors import AdapterSetError, FeatureGroupError
 from tc_adapters_lens.integrations.hf.model import adapter_model
 from tc_adapters_lens.interventions.attached import added, clamped, scaled
 from tc_adapters_lens.interventions.operations import negate, remove, scale
+from tc_adapters_lens.models.adapter_set import AdapterSet
 from tc_adapters_lens.models.checkpoints import Checkpoint
 from tc_adapters_lens.models.feature_group import FeatureGroup
 from tc_adapters_lens.models.names import hook_acts
@@ -119,6 +120,10 @@ def test_added_to_the_hybrid_is_the_replacement_model(adapters, model) -> None:
 
 
 def test_what_is_wrong_is_said(model, adapters) -> None:
+    two = {name: tensor[:2] for name, tensor in adapters.state().items()}
+    fewer = AdapterSet.from_state(two, adapters.info)
+    with pytest.raises(AdapterSetError, match="same layers and width"), added(model, fewer):
+        pass
     with pytest.raises(FeatureGroupError, match="Got none attached in layer 0"), scaled(model, GROUP):
         pass
     with model.adapters(adapters):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from tc_adapters_lens import toy
 from tc_adapters_lens.errors import ConfigError, DataError, did_you_mean
@@ -148,7 +149,7 @@ def evaluate(
         DataError: as `load_task`.
         RunError: the server stopped answering.
     """
-    from lm_eval import simple_evaluate
+    from lm_eval import evaluator
     from lm_eval.tasks import TaskManager
     from lm_eval.utils import handle_non_serializable
 
@@ -159,19 +160,21 @@ def evaluate(
             f"Responses must fit into the model's context of {context} tokens with their prompt. Got {longest} new "
             f"tokens in {name}; set a lower --max-new-tokens."
         )
-    run: Any = simple_evaluate  # its decorator hides its type
-    found = run(
-        lm,
-        tasks=[task],
-        task_manager=TaskManager(include_defaults=False),  # else it reads the thousands of tasks there are
-        limit=limit,
-        log_samples=True,
-        apply_chat_template=takes_chat_template(name),
-        random_seed=seed,
-        numpy_random_seed=seed,
-        torch_random_seed=seed,
-        fewshot_random_seed=seed,
-    )
+    run: Any = evaluator.simple_evaluate  # its decorator hides its type
+    # it asks git for the commit of whatever directory the user is in
+    with patch.object(evaluator, "get_git_commit_hash", lambda: None):
+        found = run(
+            lm,
+            tasks=[task],
+            task_manager=TaskManager(include_defaults=False),  # else it reads the thousands of tasks there are
+            limit=limit,
+            log_samples=True,
+            apply_chat_template=takes_chat_template(name),
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+        )
     found = json.loads(json.dumps(found, default=handle_non_serializable))
     (samples,) = found.pop("samples").values()
     metrics = found["results"][name]
