@@ -62,6 +62,16 @@ def test_the_published_rule_by_hand() -> None:
     assert degenerate_from([]) is None
 
 
+def test_all_occurrences_lie_within_the_window() -> None:
+    """Three bigrams are more than a quarter of 20 tokens where the last ends within 20 of where the first begins."""
+    rule = Degeneration(20, 0.25, (2, 2))
+    for last, found in ((18, 0), (19, None)):
+        tokens = list(range(100, 140))
+        for start in (0, 9, last):
+            tokens[start : start + 2] = [1, 2]
+        assert degenerate_from(tokens, rule) == slow(tokens, rule) == found
+
+
 def test_32000_tokens_are_read_in_no_time() -> None:
     tokens = np.random.default_rng(0).integers(0, 50_000, 32_768).tolist()
     start = time.perf_counter()
