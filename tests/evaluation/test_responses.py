@@ -52,7 +52,7 @@ def test_a_think_block_that_the_prompt_opened_must_be_closed() -> None:
 
 def test_what_degenerates_is_cut_before_anything_is_counted() -> None:
     rule = Degeneration(window=10, threshold=0.5, sizes=(2, 4))
-    start, loop = "Okay, wait. The answer is 5.", " but no" * 12
+    start, loop = "Okay, wait. The answer is 5. Let me check the last step again.", " but no" * 12
     judged = read(start + loop + " The answer is 6.", words=("wait", "but"), rule=rule)
     assert (judged.parsed, judged.correct) == ("5", True)
     assert judged.truncated is not None
