@@ -77,18 +77,20 @@ def run(args: Namespace) -> dict[str, Any]:
     from tc_adapters_lens.models.sampling import Sampling
     from tc_adapters_lens.report.interventions import conditions_table, draw_interventions, write_interventions_page
 
+    chat_template = args.chat_template  # the run's is for whole chats: it need not open a response as the target's does
     directory = of_run.take_from_run(args)
     store = None if args.features is None else Path(args.features)
     if store is None and directory is not None and is_feature_store(directory / FEATURE_STORES["replacement"]):
         store = directory / FEATURE_STORES["replacement"]
     place = {"dtype": options.torch_dtype(args.dtype), "device": options.torch_device(args.device)}
     taken = ("base", "target", "base_revision", "target_revision", "adapters", "problems", "split", "prompt_column")
-    allowed = ("answer_column", "chat_template", "n", "draws", "allow_other_pair", "allow_tokenizer_mismatch")
+    allowed = ("answer_column", "n", "draws", "allow_other_pair", "allow_tokenizer_mismatch")
     settings = Settings(
         **{name: args[name] for name in (*taken, *allowed)},
         scale=scale,
         negate=negate,
         groups=args.group,
+        chat_template=chat_template,
         store=store,
         sampling=Sampling(args.temperature, args.top_p, args.max_new_tokens, args.seed, args.batch_size),
         kl=not args.no_kl,

@@ -91,6 +91,7 @@ class _Models:
         self, base: Checkpoint, target: Checkpoint, trained: AdapterSet, dtype: torch.dtype, device: torch.device
     ) -> None:
         self._checkpoints = {"base": base, "target": target}
+        self._fingerprints = {name: checkpoint.fingerprint() for name, checkpoint in self._checkpoints.items()}
         self._trained = trained
         self._place = {"dtype": dtype, "device": device}
         self._held: tuple[str, PreTrainedModel] | None = None
@@ -118,11 +119,10 @@ class _Models:
 
     def fingerprint(self, condition: Condition) -> str:
         """What the condition's weights are: of target and base as everywhere, else of both and the adapters."""
-        prints = {name: checkpoint.fingerprint() for name, checkpoint in self._checkpoints.items()}
-        if condition.name in prints:
-            return prints[condition.name]
+        if condition.name in self._fingerprints:
+            return self._fingerprints[condition.name]
         adapters = condition.adapters(self._trained)
-        parts = [condition.mlps, *prints.values(), None if adapters is None else adapters.fingerprint()]
+        parts = [condition.mlps, *self._fingerprints.values(), None if adapters is None else adapters.fingerprint()]
         return f"sha256:{hashlib.sha256(json.dumps(parts).encode()).hexdigest()}"
 
     def _nothing(self) -> AdapterSet:
