@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tc_adapters_lens import AdapterSet, FeatureGroup, toy
 from tc_adapters_lens.cli import intervention_sampling
@@ -20,6 +20,7 @@ from tc_adapters_lens.interventions.operations import biases, keep, negate, remo
 from tc_adapters_lens.models.adapter_set import AdapterSetInfo
 from tc_adapters_lens.models.checkpoints import Checkpoint
 from tc_adapters_lens.models.pair_info import PairInfo
+from tc_adapters_lens.models.sampling import Sampling, end_tokens, sample
 from tests.features.builder import synthetic_store
 
 N_FEATURES, N_PROBLEMS = 40, 12
@@ -122,12 +123,14 @@ def test_figures_are_what_plain_code_finds_in_the_responses(made) -> None:
             assert condition["difference"]["response_length"]["value"] == pytest.approx(difference)
 
 
-def test_kl_is_that_of_hugging_face_models_on_the_targets_responses(made, place) -> None:
-    out, result = made
+@pytest.fixture(scope="module")
+def models(place) -> dict[str, PreTrainedModel]:
+    """Conditions as models that are made one by one."""
     base, target = Checkpoint.open("toy:base"), Checkpoint.open("toy:target")
     adapters, group = AdapterSet.load(place / "adapters"), FeatureGroup.load(place / "group.json")
-    models = {
-        "base": AutoModelForCausalLM.from_pretrained(toy.BASE, dtype=torch.float32),
+    return {
+        "base": AutoModelForCausalLM.from_pretrained(toy.BASE, dtype=torch.float32).eval(),
+        "target": AutoModelForCausalLM.from_pretrained(toy.TARGET, dtype=torch.float32).eval(),
         "hybrid": adapter_model(base, target, None),
         "replacement": adapter_model(base, target, adapters),
         "biases": adapter_model(base, target, biases(adapters)),
@@ -136,7 +139,22 @@ def test_kl_is_that_of_hugging_face_models_on_the_targets_responses(made, place)
         "scale-chosen-ones-0.5": adapter_model(base, target, scale(adapters, group, 0.5)),
         "negate-chosen-ones-2": adapter_model(base, target, negate(adapters, group, 2), mlps="target"),
     }
-    exact = AutoModelForCausalLM.from_pretrained(toy.TARGET, dtype=torch.float32).eval()
+
+
+def test_responses_are_those_of_each_model_by_itself(made, models) -> None:
+    out, _ = made
+    prompts = [row["input_ids"][: row["prompt_length"]] for row in rows(out, "target")]
+    settings = Sampling(0.7, 1.0, 70, seed=42, batch_size=7)
+    ends = end_tokens(Checkpoint.open("toy:target"))
+    found = {}
+    for name, model in models.items():
+        found[name] = [row._asdict() for row in sample(model, prompts, settings, end_tokens=ends)]
+        assert rows(out, name) == found[name], name
+    assert len({json.dumps(responses) for responses in found.values()}) == len(found)
+
+
+def test_kl_is_that_of_hugging_face_models_on_the_targets_responses(made, models) -> None:
+    out, result = made
     found = {condition["name"]: condition["measured"]["kl"]["value"] for condition in result["conditions"]}
     assert found["target"] == 0
     for name, model in models.items():
@@ -144,7 +162,7 @@ def test_kl_is_that_of_hugging_face_models_on_the_targets_responses(made, place)
         for row in rows(out, "target"):
             tokens = torch.tensor([row["input_ids"]])
             with torch.no_grad():
-                log_p, log_q = (m.eval()(tokens).logits[0].double().log_softmax(-1) for m in (exact, model))
+                log_p, log_q = (m(tokens).logits[0].double().log_softmax(-1) for m in (models["target"], model))
             kl = (log_p.exp() * (log_p - log_q)).sum(-1)[row["prompt_length"] :]
             total, n = total + float(kl.sum()), n + len(kl)
         assert found[name] == pytest.approx(total / n, rel=1e-4, abs=1e-6), name
@@ -197,6 +215,14 @@ def test_it_goes_on_where_it_was_stopped(made, place, tmp_path, monkeypatch, cap
     assert main(argv(place, tmp_path / "out")) == 0
     assert main(argv(place, tmp_path / "out", **{"--temperature": "0.5"})) == 1
     assert "was begun with temperature 0.7. Got 0.5" in capsys.readouterr().err
+    state = AdapterSet.load(place / "adapters").state()
+    other = AdapterSet.from_state(
+        {n: 2 * tensor for n, tensor in state.items()}, AdapterSet.load(place / "adapters").info
+    )
+    other.save(tmp_path / "other")
+    changes = {"--adapters": str(tmp_path / "other"), "--features": None, "--draws": "0"}
+    assert main(argv(place, tmp_path / "out", **changes)) == 1
+    assert "was begun with target_fingerprint" in capsys.readouterr().err
 
 
 def test_a_model_whose_responses_all_degenerate_is_said(place, tmp_path, capsys) -> None:
