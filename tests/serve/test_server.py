@@ -84,7 +84,14 @@ def test_the_verb_says_where_and_ends_with_ctrl_c(tmp_path):
     synthetic_store(tmp_path / "toy" / "features", n_layers=1, n_features=5)
     command = [sys.executable, "-m", "tc_adapters_lens.cli.main", "serve", "toy", "--port", "0"]
     process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ),
+        # where tests run in the background of a shell, Ctrl-C is ignored, which a process would inherit
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         assert process.stdout is not None
