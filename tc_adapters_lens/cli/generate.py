@@ -49,15 +49,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--n", type=int | None, metavar="N", help="N prompts drawn at random; default: all, in order")
     parser.add_argument("--chat-template", type=str | None, metavar="FILE", help="Jinja; default: the tokenizer's")
-    parser.add_argument("--temperature", type=float, default=0.7, help="0 takes the likeliest token every time")
-    parser.add_argument("--top-p", type=float, default=1.0, help="draw among the fewest tokens of this probability")
-    parser.add_argument(
-        "--max-new-tokens",
-        type=int | None,
-        metavar="N",
-        help="most tokens of a response; default: what the longest prompt leaves of the context, at most 2048",
-    )
-    parser.add_argument("--batch-size", type=int, default=16, help="prompts continued together")
+    options.add_draws(parser, batch_size=16)
     parser.add_argument("--seed", type=int, default=42, help="of every draw")
     parser.add_argument("--out", type=str, required=True, metavar="FILE.jsonl", help="where the rows are written")
     options.add_placement(parser)

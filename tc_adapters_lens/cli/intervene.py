@@ -54,10 +54,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--negate", type=str, default="0.5,1,2", metavar="FACTORS", help="on the target; none: leave out"
     )
-    parser.add_argument("--temperature", type=float, default=0.7, help="0 takes the likeliest token every time")
-    parser.add_argument("--top-p", type=float, default=1.0, help="draw among the fewest tokens of this probability")
-    parser.add_argument("--max-new-tokens", type=int | None, metavar="N", help="most tokens of a response")
-    parser.add_argument("--batch-size", type=int, default=64, help="prompts continued together")
+    options.add_draws(parser, batch_size=64)
     parser.add_argument("--no-kl", action="store_true", help="do not measure KL to the target")
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="replicates; 0: no intervals")
     parser.add_argument("--samples", type=int, default=12, metavar="N", help="problems whose responses the page shows")

@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from tc_adapters_lens import toy
 from tc_adapters_lens.cli.group import summary
 from tc_adapters_lens.cli.intervention_kl import measure_kl
 from tc_adapters_lens.cli.intervention_sampling import sample_conditions
+from tc_adapters_lens.cli.output import write_json
 from tc_adapters_lens.errors import ConfigError, DataError
-from tc_adapters_lens.evaluation.answers import final_answer, same_answer, toy_answer
+from tc_adapters_lens.evaluation.answers import final_answer, same_answer
 from tc_adapters_lens.evaluation.bootstrap import Bootstrap
 from tc_adapters_lens.evaluation.degeneration import Degeneration
 from tc_adapters_lens.evaluation.record import versions
@@ -25,7 +27,6 @@ from tc_adapters_lens.features.rules import BUILT_IN, built_in
 from tc_adapters_lens.features.store import FeatureStore
 from tc_adapters_lens.interventions.conditions import Condition, WithControls, plan
 from tc_adapters_lens.models.adapter_set import AdapterSet
-from tc_adapters_lens.models.atomic import atomic_file, write_json
 from tc_adapters_lens.models.checkpoints import Checkpoint
 from tc_adapters_lens.models.feature_group import FeatureGroup
 from tc_adapters_lens.models.pair_checks import pair_checks
@@ -117,12 +118,12 @@ def intervene(settings: Settings, out: Path, *, dtype: torch.dtype, device: torc
         chat_template=settings.chat_template,
     )
     settings.bootstrap.require(len(problems), "problems")
-    sampling = fit(settings.sampling, [problem.tokens for problem in problems], target.config)
-    files = {condition.name: out / RESPONSES / f"{condition.name}.jsonl" for condition in conditions}
     prompts = [problem.tokens for problem in problems]
+    sampling = fit(settings.sampling, prompts, target.config)
+    files = {condition.name: out / RESPONSES / f"{condition.name}.jsonl" for condition in conditions}
     sample_conditions(conditions, base, target, adapters, prompts, sampling, files, dtype=dtype, device=device)
 
-    parse = toy_answer if settings.problems == "toy" else final_answer
+    parse = toy.parse_answer if settings.problems == "toy" else final_answer
     rule = Degeneration()
     judged: dict[str, list[Judged]] = {}
     for condition in tqdm(conditions, desc="reading responses", unit=" models", disable=None):
@@ -158,8 +159,7 @@ def intervene(settings: Settings, out: Path, *, dtype: torch.dtype, device: torc
         "conditions": _measure(conditions, judged, kl, settings.bootstrap),
         "samples": _samples(conditions, problems, judged, settings.n_samples),
     }
-    with atomic_file(out / RESULT_FILE) as file:
-        write_json(file, result)
+    write_json(out / RESULT_FILE, result)
     return result
 
 

@@ -91,6 +91,23 @@ def text_config(args: Namespace) -> DataConfig:
     )
 
 
+def add_draws(parser: Parser, batch_size: int) -> None:
+    """--temperature, --top-p, --max-new-tokens and --batch-size, as `Sampling` takes them.
+
+    Args:
+        batch_size: its default.
+    """
+    parser.add_argument("--temperature", type=float, default=0.7, help="0 takes the likeliest token every time")
+    parser.add_argument("--top-p", type=float, default=1.0, help="draw among the fewest tokens of this probability")
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int | None,
+        metavar="N",
+        help="most tokens of a response; default: what the longest prompt leaves of the context, at most 2048",
+    )
+    parser.add_argument("--batch-size", type=int, default=batch_size, help="prompts continued together")
+
+
 def add_json(parser: Parser) -> None:
     """--json, where `main` writes what the verb returns."""
     parser.add_argument("--json", type=str | None, metavar="FILE", help="also write the result there, as JSON")

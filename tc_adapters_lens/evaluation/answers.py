@@ -8,9 +8,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from tc_adapters_lens.toy import parse_answer as toy_answer
-
-__all__ = ["final_answer", "final_part", "opened_thinking", "same_answer", "toy_answer"]
+__all__ = ["final_answer", "final_part", "opened_thinking", "same_answer"]
 
 OPEN, CLOSE = "<think>", "</think>"
 _STATED = re.compile(r"answer\s*(?:is|:)", re.IGNORECASE)

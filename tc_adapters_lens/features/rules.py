@@ -22,10 +22,10 @@ from tc_adapters_lens.features.store import FeatureStore
 from tc_adapters_lens.models.feature_group import FeatureGroup
 from tc_adapters_lens.models.names import CONTENT
 from tc_adapters_lens.models.vocabulary import Vocabulary
+from tc_adapters_lens.toy import HESITATIONS
 
 __all__ = [
     "BUILT_IN",
-    "HESITATION_WORDS",
     "N_PROMOTED",
     "TEMPLATE_SHARE",
     "at_template",
@@ -35,7 +35,6 @@ __all__ = [
     "promotes",
 ]
 
-HESITATION_WORDS = ("wait", "hmm", "but", "alternatively")
 N_PROMOTED = 10
 TEMPLATE_SHARE = 0.8
 
@@ -113,10 +112,10 @@ def built_in_choice(store: FeatureStore, name: str) -> Choice:
 
 
 def _hesitation_output(store: FeatureStore) -> Choice:
-    tokens = _tokens_of(store.vocabulary, HESITATION_WORDS)
+    tokens = _tokens_of(store.vocabulary, HESITATIONS)
     known = {word: ids for word, ids in tokens.items() if ids}
     if not known:
-        raise ConfigError(_not_tokens(store.vocabulary, HESITATION_WORDS))
+        raise ConfigError(_not_tokens(store.vocabulary, HESITATIONS))
     choice = _promote(store, known, N_PROMOTED)
     if len(known) < len(tokens):
         choice.rule["not_tokens"] = [word for word in tokens if word not in known]
@@ -142,7 +141,7 @@ BUILT_IN: dict[str, Callable[[FeatureStore], Choice]] = {
     "template": _opening,
     "hesitation": lambda store: _hesitation_output(store) | _opening(store),
 }
-"""hesitation-output: one of HESITATION_WORDS among the 10 most promoted tokens. template: 80% of the highest examples
+"""hesitation-output: one of HESITATIONS among the 10 most promoted tokens. template: 80% of the highest examples
 at one of the positions that open a chat: begin-of-sentence, user, assistant, <think>, the newline after it, the first
 token of thinking. hesitation: either.
 

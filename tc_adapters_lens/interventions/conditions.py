@@ -65,8 +65,12 @@ class Condition:
 
     def adapters(self, trained: AdapterSet) -> AdapterSet | None:
         """What is added to these MLPs; None: nothing."""
+        if self.name == "replacement":
+            return trained
+        if self.name == "biases":
+            return biases(trained)
         if self.group is None:
-            return {"replacement": trained, "biases": biases(trained)}.get(self.name)
+            return None
         if self.kind == "remove":
             return remove(trained, self.group)
         if self.kind == "keep":

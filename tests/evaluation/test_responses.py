@@ -9,7 +9,7 @@ import pytest
 
 from tc_adapters_lens import toy
 from tc_adapters_lens.errors import DataError
-from tc_adapters_lens.evaluation.answers import same_answer, toy_answer
+from tc_adapters_lens.evaluation.answers import same_answer
 from tc_adapters_lens.evaluation.bootstrap import Bootstrap
 from tc_adapters_lens.evaluation.degeneration import Degeneration
 from tc_adapters_lens.evaluation.responses import Figures, Judged, judge
@@ -27,7 +27,7 @@ def respond(text: str, finished: bool = True) -> Sampled:
 
 
 def read(text: str, answer: str | None = "5", **options) -> Judged:
-    return judge(respond(text), answer, TOKENIZER, toy_answer, same_answer, **options)
+    return judge(respond(text), answer, TOKENIZER, toy.parse_answer, same_answer, **options)
 
 
 def test_a_response_by_hand() -> None:
@@ -46,7 +46,7 @@ def test_a_think_block_that_the_prompt_opened_must_be_closed() -> None:
     answer = TOKENIZER("The answer is 5.", add_special_tokens=False)["input_ids"]
     for prompt, parsed in ((PROMPT, "5"), (opened, None)):
         response = Sampled([*prompt, *answer], len(prompt), True)
-        judged = judge(response, "5", TOKENIZER, toy_answer, same_answer)
+        judged = judge(response, "5", TOKENIZER, toy.parse_answer, same_answer)
         assert (judged.parsed, judged.correct) == (parsed, parsed is not None)
 
 
@@ -74,7 +74,7 @@ def test_the_target_is_as_hesitant_as_its_page_says() -> None:
 
     rows = [json.loads(line) for line in toy.EVAL_TOKENS.read_text().splitlines()][:100]
     sampled = [Sampled(row["input_ids"], row["prompt_length"], True) for row in rows]
-    judged = [judge(row, None, TOKENIZER, toy_answer, same_answer) for row in sampled]
+    judged = [judge(row, None, TOKENIZER, toy.parse_answer, same_answer) for row in sampled]
     texts = [TOKENIZER.decode(row.input_ids[row.prompt_length :]) for row in sampled]
     found = sum(len(re.findall(r"\b(?:wait|hmm|but|alternatively)\b", text.lower())) for text in texts)
     assert sum(sum(response.hesitations.values()) for response in judged) == found > 50

@@ -21,12 +21,12 @@ from tc_adapters_lens.features.random_groups import random_like
 from tc_adapters_lens.features.records import Feature
 from tc_adapters_lens.features.rules import (
     BUILT_IN,
-    HESITATION_WORDS,
     at_template,
     built_in,
     opening_positions,
     promotes,
 )
+from tc_adapters_lens.toy import HESITATIONS
 from tests.features.builder import synthetic_store
 
 WORDS = (" wait", "Wait", "WAIT\n", "waiting", " hmm", "But", " but", "Alternatively", "Straße", "altern", " al", "z")
@@ -186,7 +186,7 @@ def test_choices_combine_and_say_how(store, holds) -> None:
 
 def test_built_in_rules(store, features, tmp_path) -> None:
     found = {name: built_in(store, name) for name in BUILT_IN}
-    words = {*HESITATION_WORDS}
+    words = {*HESITATIONS}
     output = {(f.layer, f.feature) for f in features if says(f, words, 10)}
     template = {(f.layer, f.feature) for f in features if at_one(f, ("<think>", "<think>+1"), 0.8)}
     assert set(found["hesitation-output"].features) == output
