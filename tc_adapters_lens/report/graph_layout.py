@@ -16,15 +16,14 @@ Box = tuple[float, float, float, float]  # left, bottom, right, top
 
 WIDTH = 504.0  # 7 inches
 LEFT, RIGHT = 34.0, 10.0
-_COLUMN = 8.0  # a token's text stands upright in it
-_GAP = 6.0  # where tokens are left out
-_STEP = 9.5  # between nodes side by side
+_STEP = 8.8  # between nodes side by side; a token's text stands upright in it
+_GAP, _LEAST_GAP = 6.0, 2.3  # where tokens are left out
 _TALLEST = 430.0  # all rows of a graph, if they can be that low
 _LOWEST, _HIGHEST = 14.0, 40.0  # a layer
 _TOKEN_ROW, _LOGIT_ROW, _APART = 11.0, 13.0, 0.35  # the outer rows, and their distance to the layers in layers
 _EMPTY, _MOST_EMPTY = 0.2, 4  # a layer without nodes, in rows; how many of them are seen
-_RADIUS = {"error": 3.6, "token": 3.2}
-_FEATURE_RADII = 2.4, 4.6
+_RADIUS = {"error": 3.7, "token": 3.2}
+_FEATURE_RADII = 2.3, 4.2
 _BY = 2.5  # between a node and a text beside it
 _AWAY = 3.0, 11.5  # between a node and a text above or below it
 _OVERHANG = 3.0  # of a text that begins or ends above its node
@@ -121,7 +120,10 @@ def free_place(box: Box, size: tuple[float, float], taken: Sequence[Box], area: 
     width, height = size
     left, bottom, right, top = box
     x, y = (left + right) / 2, (bottom + top) / 2
-    starts = [(right + _BY, y - height / 2, None), (left - _BY - width, y - height / 2, None)]
+    starts: list[tuple[float, float, Box | None]] = [
+        (right + _BY, y - height / 2, None),
+        (left - _BY - width, y - height / 2, None),
+    ]
     for away in _AWAY:
         for start in (x - width / 2, x - _OVERHANG, x + _OVERHANG - width):
             starts.append((start, top + away, (x - 0.5, top, x + 0.5, top + away)))
@@ -146,34 +148,32 @@ def _widths(counts: Mapping[tuple[int, int], int], beside: int) -> dict[int, flo
     """Position -> the width it needs."""
     widths: dict[int, float] = {}
     for (_, position), count in counts.items():
-        widths[position] = max(widths.get(position, _COLUMN), min(count, beside) * _STEP)
+        widths[position] = max(widths.get(position, _STEP), min(count, beside) * _STEP)
     return dict(sorted(widths.items()))
 
 
-def _n_gaps(positions: Sequence[int]) -> int:
-    return sum(after - before > 1 for before, after in pairwise(positions))
-
-
-def _content(widths: Mapping[int, float]) -> float:
-    return LEFT + RIGHT + sum(widths.values()) + _GAP * (_n_gaps(list(widths)) + 2)
+def _content(widths: Mapping[int, float], gap: float = _GAP) -> float:
+    n_gaps = sum(after - before > 1 for before, after in pairwise(widths))
+    return LEFT + RIGHT + sum(widths.values()) + gap * (n_gaps + 2)
 
 
 def _columns(widths: Mapping[int, float], n_tokens: int) -> tuple[dict[int, Column], tuple[float, ...], float]:
     """Columns by position, the middles of the gaps between them, and the picture's width."""
-    positions = list(widths)
-    width = max(WIDTH, _content(widths))
-    spare = (width - _content(widths)) / max(len(positions), 1)
+    gap = _GAP if _content(widths) <= WIDTH else _LEAST_GAP
+    needed = _content(widths, gap)
+    width = max(WIDTH, needed)
+    spare = (width - needed) / max(len(widths), 1)
     columns: dict[int, Column] = {}
     gaps: list[float] = []
     x, before = LEFT, -1
-    for position in positions:
+    for position, own in widths.items():
         if position - before > 1:
-            gaps.append(x + _GAP / 2)
-            x += _GAP
-        columns[position] = Column(x + (widths[position] + spare) / 2, widths[position] + spare)
-        x, before = x + widths[position] + spare, position
-    if positions and before < n_tokens - 1:
-        gaps.append(x + _GAP / 2)
+            gaps.append(x + gap / 2)
+            x += gap
+        columns[position] = Column(x + (own + spare) / 2, own + spare)
+        x, before = x + own + spare, position
+    if widths and before < n_tokens - 1:
+        gaps.append(x + gap / 2)
     return columns, tuple(gaps), width
 
 

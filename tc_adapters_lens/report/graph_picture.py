@@ -135,7 +135,7 @@ def _draw_tokens(axes: Axes, layout: Layout, texts: Mapping[int, str], upright: 
         else:
             _write(axes, x, y - _SMALL, text, _SMALL, ha="center", gid=gid)
     for x in layout.gaps:
-        _write(axes, x, y - 0.6 * _SMALL, "…", _SMALL, ha="center", color=_GREY, gid=f"gap:{x:.1f}")
+        _write(axes, x, y - 0.6 * _SMALL, "…", 0.75 * _SMALL, ha="center", color=_GREY, gid=f"gap:{x:.1f}")
 
 
 def _draw_link(axes: Axes, link: Link, layout: Layout) -> None:
