@@ -84,9 +84,9 @@ def draw_graph(graph: Mapping[str, Any], path: Path, *, max_features: int = 40, 
 
 def _figure(shown: Shown, title: str | None) -> Figure:
     texts = _token_texts(shown)
-    # Upright unless every text fits its column, which only the layout tells.
     foot = _CAPTION + _KEY_LINE * len(_legend(shown)) + 12
     layout = lay_out(shown, foot + _LINE * _SMALL, _logit_width)
+    # Upright unless every text fits its column, which only the layout tells.
     upright = any(text_width(text, _SMALL) > layout.columns[at].width - 2 for at, text in texts.items())
     if upright:
         room = max(text_width(text, _SMALL) for text in texts.values())
