@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 import torch
 
@@ -12,11 +10,11 @@ from tests.tiny import D_MODEL, D_VOCAB, N_LAYERS
 
 pytest.importorskip("circuit_tracer")
 
-from tc_adapters_lens.integrations.circuit_tracer import kept_rows  # noqa: E402
-from tc_adapters_lens.integrations.circuit_tracer.influence import influence_shares  # noqa: E402
-from tc_adapters_lens.integrations.circuit_tracer.targets import contrast, direction, token_id, tokens  # noqa: E402
-from tc_adapters_lens.integrations.circuit_tracer.trace import trace  # noqa: E402
-from tests.integrations.tiny_graph import N_POS, TOKENS, made_up_account, upstream_model  # noqa: E402
+from tc_adapters_lens.integrations.circuit_tracer import kept_rows
+from tc_adapters_lens.integrations.circuit_tracer.influence import influence_shares
+from tc_adapters_lens.integrations.circuit_tracer.targets import contrast, direction, token_id, tokens
+from tc_adapters_lens.integrations.circuit_tracer.trace import trace
+from tests.integrations.tiny_graph import N_POS, TOKENS, made_up_account, upstream_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
 
@@ -161,7 +159,10 @@ def test_a_contrast_and_a_direction(model) -> None:
         ({"influence_share": 1.5}, r"influence_share must be over 0 and at most 1\. Got 1\.5\."),
         ({"max_feature_nodes": 0}, r"max_feature_nodes must be at least 1\. Got 0\."),
         ({"batch_size": -2}, r"batch_size must be at least 1\. Got -2\."),
-        ({"memory_limit": 20_000}, r"must fit into 0\.00 GiB\. Got about [\d,]+ of \d+ features, .* about \d features fit:"),
+        (
+            {"memory_limit": 20_000},
+            r"must fit into 0\.00 GiB\. Got about [\d,]+ of \d+ features, .* about \d features fit:",
+        ),
     ],
 )
 def test_what_cannot_be_traced(model, options, line) -> None:
@@ -192,7 +193,7 @@ def test_targets_that_are_none(model) -> None:
 
 
 def test_edges_that_are_not_finite() -> None:
-    with pytest.raises(GraphError, match="must be finite. Got NaN or infinity"):
+    with pytest.raises(GraphError, match=r"must be finite\. Got NaN or infinity"):
         kept_rows.largest(torch.tensor([[1.0, float("nan")]]), 0.9)
 
 

@@ -62,7 +62,9 @@ def made_up_account(n_active: int) -> SimpleNamespace:
     )
 
 
-def random_graph(seed: int, n_layers: int = 3, n_pos: int = 4, n_active: int = 12, selected: float = 1.0) -> SparseGraph:
+def random_graph(
+    seed: int, n_layers: int = 3, n_pos: int = 4, n_active: int = 12, selected: float = 1.0
+) -> SparseGraph:
     """A graph of random size and edges, with every kind of node; edges of a feature from lower layers only."""
     rng = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(n_layers * n_pos * 5, generator=rng)[:n_active].sort().values

@@ -83,9 +83,7 @@ def write_graph_files(
     nodes = _nodes(graph, pruned, torch.cat([above, below]).unique(), labels)
     links = [
         {"source": nodes[source].node_id, "target": nodes[target].node_id, "weight": weight}
-        for source, target, weight in zip(
-            below.tolist(), above.tolist(), graph.weights[places].tolist(), strict=True
-        )
+        for source, target, weight in zip(below.tolist(), above.tolist(), graph.weights[places].tolist(), strict=True)
     ]
     about = Metadata(
         slug=slug,
@@ -153,4 +151,6 @@ def _list(about: Metadata, path: Path) -> None:
         try:
             add_graph_metadata(about.model_dump(), str(partial))
         except (ValueError, KeyError, TypeError) as error:
-            raise GraphError(f"{path} must be circuit-tracer's list of graphs. Got something else; delete it.") from error
+            raise GraphError(
+                f"{path} must be circuit-tracer's list of graphs. Got something else; delete it."
+            ) from error

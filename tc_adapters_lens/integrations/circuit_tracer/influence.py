@@ -1,7 +1,7 @@
 """Influence: how much of the targets' input can be traced back to a node.
 
-A row's absolute direct effects, divided by their sum, are the shares in which a node hands its influence down. A feature's
-row comes from lower layers only, so one pass over the edges, from the targets down, layer by layer, is exact.
+A row's absolute direct effects, divided by their sum, are the shares in which a node hands its influence down. A
+feature's row comes from lower layers only, so one pass over the edges, from the targets down by layers, is exact.
 """
 
 from __future__ import annotations

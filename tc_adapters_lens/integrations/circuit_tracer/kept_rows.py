@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +34,7 @@ class KeptRows(NamedTuple):
 
 
 def largest(rows: Float[Tensor, "n_rows n_sources"], keep: float) -> KeptRows:
-    """Of each row the fewest entries whose absolute values make up the share `keep` of the row's, and equally large ones.
+    """Of each row the fewest entries that make up the share `keep` of its absolute sum, and equally large ones.
 
     Args:
         keep: over 0; 1 keeps all that are not 0.
@@ -91,7 +92,7 @@ class Store:
         self._rows.append(rows)
         self.n_edges += len(rows.edges.sources)
         ends = torch.searchsorted(ids, torch.cat([self._first_of, torch.tensor([2**62])])).tolist()
-        for layer, (first, last) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
+        for layer, (first, last) in enumerate(pairwise(ends)):
             if first < last:
                 edges, sums = rows.edges.of_rows(first, last), rows.row_abs[first:last].clamp(min=TINY)
                 self._of_layer[layer].append((ids[first:last], edges, sums))

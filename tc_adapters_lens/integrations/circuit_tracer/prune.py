@@ -33,9 +33,9 @@ class Pruned(NamedTuple):
 def prune(graph: SparseGraph, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> Pruned:
     """`prune_graph` of circuit-tracer's own graph of the kept edges.
 
-    Nodes with the most influence stay until they have the share `node_threshold` of it, tokens and targets always; of the
-    edges between those, the strongest until they have the share `edge_threshold`; then nodes that nothing reaches, or
-    that reach nothing, go. Edges without influence never stay.
+    Nodes with the most influence stay until they have the share `node_threshold` of it, tokens and targets always; of
+    the edges between those, the strongest until they have the share `edge_threshold`; then nodes that nothing reaches,
+    or that reach nothing, go. Edges without influence never stay.
 
     Raises:
         GraphError: a threshold is not between 0 and 1.
@@ -80,7 +80,7 @@ def prune(graph: SparseGraph, node_threshold: float = 0.8, edge_threshold: float
 
     order = of_nodes.argsort(descending=True, stable=True)
     cumulative = torch.zeros(graph.n_nodes)
-    cumulative[order] = (of_nodes[order].cumsum(0) / of_nodes.sum()).float()
+    cumulative[order] = (of_nodes[order].cumsum(0) / of_nodes.sum().clamp(min=TINY)).float()
     return Pruned(node_mask, edge_mask, cumulative, scores)
 
 
@@ -89,5 +89,5 @@ def _threshold(scores: Float[Tensor, "n"], share: float) -> Tensor:
     if not len(scores):
         return scores.new_zeros(())
     ordered = scores.sort(descending=True).values
-    cumulative = ordered.cumsum(0) / ordered.sum()
+    cumulative = ordered.cumsum(0) / ordered.sum().clamp(min=TINY)
     return ordered[min(int(torch.searchsorted(cumulative, share)), len(scores) - 1)]

@@ -144,7 +144,7 @@ class SparseGraph:
 
     @cached_property
     def layer_rows(self) -> tuple[int, ...]:
-        """Where each layer's rows begin among the selected features, and where the last ends; `n_layers + 1` numbers."""
+        """Where each layer's rows begin among the selected features, and where the last ends."""
         layers = self.active_features[self.selected, 0].contiguous()
         return tuple(torch.searchsorted(layers, torch.arange(self.n_layers + 1)).tolist())
 
@@ -220,8 +220,8 @@ class SparseGraph:
         n_bytes = 4 * self.n_nodes**2
         if n_bytes > limit:
             raise GraphError(
-                f"circuit-tracer's own Graph may take at most {limit / _GIB:,.1f} GiB. Got {self.n_nodes:,} nodes, which "
-                f"take {n_bytes / _GIB:,.1f} GiB; trace with fewer feature nodes."
+                f"circuit-tracer's own Graph may take at most {limit / _GIB:,.1f} GiB. Got {self.n_nodes:,} nodes, "
+                f"which take {n_bytes / _GIB:,.1f} GiB; trace with fewer feature nodes."
             )
         matrix = torch.zeros(self.n_nodes, self.n_nodes)
         rows = torch.arange(self.n_rows)

@@ -1,4 +1,4 @@
-"""What a graph explains: tokens, the difference of two tokens' logits, or a direction, in circuit-tracer's own forms."""
+"""What a graph explains: tokens, the difference of two tokens' logits, or a direction, in circuit-tracer's forms."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def contrast(model: TransformerLensReplacementModel, plus: str | int, minus: str
         raise GraphError(f"A contrast must be of two tokens. Got {_text(model, a)!r} twice.")
     label = f"{_text(model, a)} - {_text(model, b)}"
     vector = model.unembed_proj[:, a] - model.unembed_proj[:, b]
-    bias = model.unembed.b_U
-    return GraphTargets([CustomTarget(label, 1.0, vector.detach())], (bias[a] - bias[b])[None].detach())
+    bias = _unembedding_bias(model)
+    return GraphTargets([CustomTarget(label, 1.0, vector.detach())], (bias[a] - bias[b])[None])
 
 
 def direction(model: TransformerLensReplacementModel, label: str, vector: Float[Tensor, "d_model"]) -> GraphTargets:
@@ -65,7 +65,9 @@ def direction(model: TransformerLensReplacementModel, label: str, vector: Float[
         GraphError: not of the model's width, or not finite.
     """
     if vector.shape != (model.cfg.d_model,) or not vector.isfinite().all():
-        raise GraphError(f"A direction must be {model.cfg.d_model} finite numbers. Got {tuple(vector.shape)} for {label!r}.")
+        raise GraphError(
+            f"A direction must be {model.cfg.d_model} finite numbers. Got {tuple(vector.shape)} for {label!r}."
+        )
     return GraphTargets([CustomTarget(label, 1.0, vector.to(model.unembed_proj))])
 
 
@@ -77,7 +79,9 @@ def token_id(model: TransformerLensReplacementModel, token: str | int) -> int:
         if len(ids) != 1:
             parts = [_text(model, part) for part in ids[:_SHOWN]]
             shown = f"{len(ids)} tokens: {parts}{' and more' if len(ids) > _SHOWN else ''}" if ids else "no token"
-            raise GraphError(f"A target must be one token, with its blank if it has one. Got {token!r}, which is {shown}.")
+            raise GraphError(
+                f"A target must be one token, with its blank if it has one. Got {token!r}, which is {shown}."
+            )
         token = int(ids[0])
     if not 0 <= token < d_vocab:
         raise GraphError(f"A target's token id must be from 0 to {d_vocab - 1}. Got {token}.")
@@ -114,7 +118,9 @@ def explained(
         GraphError: a text that is not one token, an id out of range, no target, or a number out of range.
     """
     if not isinstance(targets, GraphTargets):
-        named = isinstance(targets, Sequence) and not isinstance(targets, str) and all(isinstance(t, str) for t in targets)
+        named = (
+            isinstance(targets, Sequence) and not isinstance(targets, str) and all(isinstance(t, str) for t in targets)
+        )
         if isinstance(targets, Tensor) or named:
             targets = tokens(model, targets.tolist() if isinstance(targets, Tensor) else list(targets))  # type: ignore[arg-type]
         else:
@@ -133,14 +139,19 @@ def explained(
         desired_logit_prob=desired_logit_prob,
     )
     records = tuple(Target(str(label), int(index)) for label, index in found.logit_targets)
-    bias = model.unembed.b_U
+    bias = _unembedding_bias(model)
     own = targets.own
     if own is None:
         own = bias.new_zeros(len(records))
         ids = torch.tensor([record.vocab_idx for record in records], device=bias.device)
         if (ids < len(bias)).all():
             own = bias[ids] - bias.mean()
-    return Explained(records, found.logit_probabilities.float().cpu(), found.logit_vectors.detach(), own.detach())
+    return Explained(records, found.logit_probabilities.float().cpu(), found.logit_vectors.detach(), own)
+
+
+def _unembedding_bias(model: TransformerLensReplacementModel) -> Float[Tensor, "d_vocab"]:
+    unembed: Any = model.unembed
+    return unembed.b_U.detach()
 
 
 def _text(model: TransformerLensReplacementModel, token: int) -> str:

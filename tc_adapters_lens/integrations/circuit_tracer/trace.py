@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["trace"]
 
 _GIB = 2**30
-_MOST_AT_ONCE = 128  # rows of a batch, where nobody says how many
+_MOST_AT_ONCE = 256  # rows of a batch, where nobody says how many
 _BYTES_PER_ENTRY = 40  # of a batch's rows while they are cut
 
 
@@ -44,15 +44,15 @@ def trace(
     """Compute a prompt's attribution graph.
 
     Rows are computed for the targets, then for features: all of them, or, where there is a cap, those with the most
-    influence on the targets over the rows that are there already, some batches at a time. One row is in memory whole for
-    as long as it takes to cut it.
+    influence on the targets over the rows that are there already, some batches at a time. Only one batch's rows are in
+    memory whole.
 
     Args:
         prompt_tokens: the prompt's ids, taken as they are.
         model: a replacement model with `account`, as `replacement_model` makes it.
         targets: what is explained, at the last position; None: the most probable tokens.
-        max_n_logits, desired_logit_prob: where `targets` is None: so many, fewer if they have that probability together.
-        batch_size: rows computed at once; None: as the memory allows, at most 128.
+        max_n_logits, desired_logit_prob: where `targets` is None: so many, fewer if those have that probability.
+        batch_size: rows computed at once; None: as the memory allows, at most 256.
         max_feature_nodes: rows of so many features; None: of all.
         influence_share: stop once no more than 1 - this share of the targets' influence ends in features without a row.
         keep: of each row the largest entries that make up this share of its absolute sum.
@@ -67,11 +67,11 @@ def trace(
     _check(max_feature_nodes, batch_size, update_interval, keep, influence_share)
     tokens = torch.as_tensor(prompt_tokens, dtype=torch.int64, device=model.cfg.device)
     _check_prompt(tokens, model)
+    account: Any = model.account(tokens)  # type: ignore[operator]
     ctx = model.setup_attribution(tokens)
     if not ctx.activation_matrix._nnz():
         raise GraphError(f"A graph needs active features. Got none in the prompt's {len(tokens)} tokens; take another.")
     chosen = explained(model, ctx.logits[0, -1].detach(), targets, max_n_logits, desired_logit_prob)
-    account: Any = model.account(tokens)  # type: ignore[operator]
     n_rows = ctx.activation_matrix._nnz()
     at_once = min(batch_size or _fitting(ctx, model), max(n_rows, len(chosen.records)))
     with torch.enable_grad():
@@ -199,8 +199,9 @@ class _Tracing:
 
 def _too_many(n_edges: int, n_features: int, limit: int, n_fit: int) -> str:
     return (
-        f"The graph's edges must fit into {limit / _GIB:,.2f} GiB. Got about {n_edges:,} of {n_features:,} features, which "
-        f"take {n_edges * BYTES_PER_EDGE / _GIB:,.2f} GiB; about {n_fit:,} features fit: lower max_feature_nodes or keep."
+        f"The graph's edges must fit into {limit / _GIB:,.2f} GiB. Got about {n_edges:,} of {n_features:,} features, "
+        f"which take {n_edges * BYTES_PER_EDGE / _GIB:,.2f} GiB; about {n_fit:,} features fit: lower max_feature_nodes or "
+        "keep."
     )
 
 
