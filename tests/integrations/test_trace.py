@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -132,7 +134,7 @@ def test_it_stops_when_little_influence_is_left(model) -> None:
     for share in (0.7, 0.95):
         graph = trace(TOKENS, model, max_n_logits=2, batch_size=8, keep=1.0, influence_share=share, update_interval=1)
         assert 0 < graph.n_selected < whole.n_active
-        graph = type(graph)(**{**vars(graph), "terms": {}})
+        graph = dataclasses.replace(graph, terms={})
         assert influence_shares(graph).without_rows <= 1 - share + 1e-9
 
 
