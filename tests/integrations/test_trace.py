@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from tc_adapters_lens.errors import GraphError
-from tests.tiny import D_MODEL, D_VOCAB, N_LAYERS
+from tc_adapters_lens.models.adapter_set import AdapterSet, AdapterSetInfo
+from tc_adapters_lens.models.pair import load_pair
+from tests.tiny import D_MODEL, D_VOCAB, N_LAYERS, tiny_pair, word_tokenizer
 
 pytest.importorskip("circuit_tracer")
 
 from tc_adapters_lens.integrations.circuit_tracer import kept_rows
 from tc_adapters_lens.integrations.circuit_tracer.influence import influence_shares
+from tc_adapters_lens.integrations.circuit_tracer.replacement import replacement_model
 from tc_adapters_lens.integrations.circuit_tracer.targets import contrast, direction, token_id, tokens
 from tc_adapters_lens.integrations.circuit_tracer.trace import trace
 from tests.integrations.tiny_graph import N_POS, TOKENS, made_up_account, upstream_model
@@ -80,6 +85,30 @@ def test_the_account_is_taken_for_the_rows(model) -> None:
     torch.testing.assert_close(graph.values[30:], vectors[:, 0] + own)
 
 
+@pytest.mark.parametrize("zero_first", [False, True])
+@pytest.mark.parametrize("sampled", ["replacement", "target"])
+def test_edges_and_terms_add_up(sampled, zero_first) -> None:
+    """Of the adapters' replacement model, for every row: kept and dropped edges and terms make its value."""
+    base, target = tiny_pair("qwen2")
+    pair = load_pair((base, word_tokenizer()), (target, word_tokenizer()))
+    fresh = AdapterSet.fresh(N_LAYERS, D_MODEL, 20, AdapterSetInfo(pair.pair))
+    generator = torch.Generator().manual_seed(0)
+    state = {name: torch.randn(t.shape, generator=generator) * 0.1 for name, t in fresh.state().items()}
+    adapted = replacement_model(pair, AdapterSet.from_state(state, fresh.info), sampled=sampled, zero_first=zero_first)
+    for targets in (None, contrast(adapted, "w5", "w6")):
+        graph = trace(TOKENS, adapted, targets=targets, keep=0.9)
+        rows = torch.arange(graph.n_rows).repeat_interleave(graph.row_starts.diff())
+        whole = graph.dropped_sum + sum(term.double() for term in graph.terms.values())
+        whole.index_add_(0, rows, graph.weights.double())
+        torch.testing.assert_close(whole.float(), graph.values, atol=5e-6, rtol=0)
+        shares = influence_shares(graph)
+        assert (shares.errors > 0) == (sampled == "target")
+        assert 0 < shares.dropped < 0.3
+    with torch.no_grad():
+        logits = (pair(TOKENS[None]) if sampled == "target" else adapted(TOKENS[None]))[0, -1]
+    assert float(graph.values[-1]) == pytest.approx(float(logits[5] - logits[6]), abs=1e-5)
+
+
 @pytest.mark.parametrize("keep", [0.5, 0.9, 0.99])
 def test_dropped_edges_are_the_smallest_and_few(model, keep) -> None:
     whole = trace(TOKENS, model, max_n_logits=2, batch_size=16, keep=1.0)
@@ -105,7 +134,7 @@ def test_it_stops_when_little_influence_is_left(model) -> None:
     for share in (0.7, 0.95):
         graph = trace(TOKENS, model, max_n_logits=2, batch_size=8, keep=1.0, influence_share=share, update_interval=1)
         assert 0 < graph.n_selected < whole.n_active
-        graph = type(graph)(**{**vars(graph), "terms": {}})
+        graph = dataclasses.replace(graph, terms={})
         assert influence_shares(graph).without_rows <= 1 - share + 1e-9
 
 
@@ -171,12 +200,21 @@ def test_what_cannot_be_traced(model, options, line) -> None:
     assert "\n" not in str(failure.value)
 
 
+def test_text_is_a_prompt(model) -> None:
+    """The model's tokenizer puts its first token there."""
+    graph = trace("w9 w8", model, batch_size=4, max_feature_nodes=1)
+    assert graph.tokens.tolist() == [1, 9, 8]
+    assert graph.token_texts == ("w1", "w9", "w8")
+    assert graph.prompt == "w1 w9 w8"
+
+
 def test_prompts_that_cannot_be_traced(model) -> None:
     n_ctx = model.cfg.n_ctx
-    with pytest.raises(GraphError, match=rf"must be of 1 to {n_ctx:,} tokens, .* Got {n_ctx + 1:,}\."):
+    with pytest.raises(GraphError, match=rf"must be of 2 to {n_ctx:,} tokens, .* Got {n_ctx + 1:,}\."):
         trace(torch.ones(n_ctx + 1), model)
-    with pytest.raises(GraphError, match=r"Got 0\."):
-        trace([], model)
+    for few in ([], [1]):
+        with pytest.raises(GraphError, match=rf"Got {len(few)}\."):
+            trace(few, model)
     with pytest.raises(GraphError, match=rf"must be from 0 to {D_VOCAB - 1}\. Got 1 to {D_VOCAB}\."):
         trace([1, D_VOCAB], model)
     with pytest.raises(GraphError, match=rf"needs active features\. Got none in the prompt's {N_POS} tokens"):

@@ -88,6 +88,8 @@ def _threshold(scores: Float[Tensor, "n"], share: float) -> Tensor:
     """The score of the last of the highest that together have a share of all."""
     if not len(scores):
         return scores.new_zeros(())
+    if share == 1:  # circuit-tracer's sums may reach 1 before the last
+        return scores.min()
     ordered = scores.sort(descending=True).values
     cumulative = ordered.cumsum(0) / ordered.sum().clamp(min=TINY)
     return ordered[min(int(torch.searchsorted(cumulative, share)), len(scores) - 1)]

@@ -146,7 +146,9 @@ def explained(
         ids = torch.tensor([record.vocab_idx for record in records], device=bias.device)
         if (ids < len(bias)).all():
             own = bias[ids] - bias.mean()
-    return Explained(records, found.logit_probabilities.float().cpu(), found.logit_vectors.detach(), own)
+    return Explained(
+        records, found.logit_probabilities.float().cpu(), found.logit_vectors.detach().to(model.unembed_proj), own
+    )
 
 
 def _unembedding_bias(model: TransformerLensReplacementModel) -> Float[Tensor, "d_vocab"]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from circuit_tracer.attribution.targets import TargetSpec
+from jaxtyping import Int
 from torch import Tensor
 
 from tc_adapters_lens.errors import GraphError
@@ -26,7 +27,7 @@ _BYTES_PER_ENTRY = 40  # of a batch's rows while they are cut
 
 
 def trace(
-    prompt_tokens: Tensor | Sequence[int],
+    prompt: str | Tensor | Sequence[int],
     model: TransformerLensReplacementModel,
     *,
     targets: GraphTargets | Sequence[str] | Sequence[TargetSpec] | Tensor | None = None,
@@ -48,7 +49,7 @@ def trace(
     memory whole.
 
     Args:
-        prompt_tokens: the prompt's ids, taken as they are.
+        prompt: text or token ids; the model says which special tokens are added.
         model: a replacement model with `account`, as `replacement_model` makes it.
         targets: what is explained, at the last position; None: the most probable tokens.
         max_n_logits, desired_logit_prob: where `targets` is None: so many, fewer if those have that probability.
@@ -65,8 +66,7 @@ def trace(
             than the memory holds.
     """
     _check(max_feature_nodes, batch_size, update_interval, keep, influence_share)
-    tokens = torch.as_tensor(prompt_tokens, dtype=torch.int64, device=model.cfg.device)
-    _check_prompt(tokens, model)
+    tokens = _tokens(prompt, model)
     account: Any = model.account(tokens)  # type: ignore[operator]
     ctx = model.setup_attribution(tokens)
     if not ctx.activation_matrix._nnz():
@@ -198,10 +198,10 @@ class _Tracing:
 
 
 def _too_many(n_edges: int, n_features: int, limit: int, n_fit: int) -> str:
+    needed = n_edges * BYTES_PER_EDGE / _GIB
     return (
         f"The graph's edges must fit into {limit / _GIB:,.2f} GiB. Got about {n_edges:,} of {n_features:,} features, "
-        f"which take {n_edges * BYTES_PER_EDGE / _GIB:,.2f} GiB; about {n_fit:,} features fit: lower max_feature_nodes or "
-        "keep."
+        f"which take {needed:,.2f} GiB; about {n_fit:,} features fit: lower max_feature_nodes or keep."
     )
 
 
@@ -217,12 +217,18 @@ def _check(
             raise GraphError(f"{name} must be over 0 and at most 1. Got {share}.")
 
 
-def _check_prompt(tokens: Tensor, model: TransformerLensReplacementModel) -> None:
+def _tokens(prompt: str | Tensor | Sequence[int], model: TransformerLensReplacementModel) -> Int[Tensor, "n_pos"]:
     n_ctx, d_vocab = model.cfg.n_ctx, model.cfg.d_vocab
-    if tokens.ndim != 1 or not 1 <= len(tokens) <= n_ctx:
-        raise GraphError(f"A prompt must be of 1 to {n_ctx:,} tokens, the model's context. Got {tokens.numel():,}.")
+    tokens = torch.zeros(0) if isinstance(prompt, str) else torch.as_tensor(prompt, dtype=torch.int64).flatten()
+    if isinstance(prompt, str) and prompt:
+        tokens = model.ensure_tokenized(prompt)
+    elif len(tokens) > 1:  # upstream fails at fewer
+        tokens = model.ensure_tokenized(tokens)
+    if not 2 <= len(tokens) <= n_ctx:
+        raise GraphError(f"A prompt must be of 2 to {n_ctx:,} tokens, the model's context. Got {len(tokens):,}.")
     if ((tokens < 0) | (tokens >= d_vocab)).any():
         raise GraphError(f"A prompt's token ids must be from 0 to {d_vocab - 1}. Got {tokens.min()} to {tokens.max()}.")
+    return tokens.to(model.cfg.device)
 
 
 def _fitting(ctx: Any, model: TransformerLensReplacementModel) -> int:
