@@ -182,8 +182,8 @@ def graph_text(summary: Mapping[str, Any]) -> str:
     lines += [
         "",
         (
-            f"influence ends in tokens {tokens:.1%} ({shares['tokens_through_features']:.1%} through a feature), biases "
-            f"{biases:.1%}, errors {shares['errors']:.1%}, features not traced {shares['without_rows']:.1%}, "
+            f"influence ends in tokens {tokens:.1%} ({shares['tokens_through_features']:.1%} through a feature), "
+            f"biases {biases:.1%}, errors {shares['errors']:.1%}, features not traced {shares['without_rows']:.1%}, "
             f"small links {shares['dropped']:.2%}"
         ),
         f"links and biases add up to every node's value within {summary['largest_gap']:.0e} of what enters it",
