@@ -24,7 +24,7 @@ from tc_adapters_lens.features.store_files import share_columns
 from tc_adapters_lens.serve.circuits import Circuits, circuit_routes, circuits_address, to_circuits
 from tc_adapters_lens.serve.feature_page import context_json, feature_json, file_address
 from tc_adapters_lens.serve.graphs import Graph, Graphs
-from tc_adapters_lens.serve.guard import LOOPBACK, Guard, dashboard_policy
+from tc_adapters_lens.serve.guard import LOOPBACK, Guard, dashboard_policy, picture_policy
 from tc_adapters_lens.serve.open_store import OpenStore
 from tc_adapters_lens.serve.query import DEFAULT_SORT, PAGE, Query, parse_query, whole
 from tc_adapters_lens.serve.run_files import (
@@ -215,6 +215,8 @@ def serve_run_file(run: Path | None, name: str) -> Response:
         response.headers["Content-Security-Policy"] = dashboard_policy(scripts)
         if name.endswith((".js", ".css")):
             response.headers["Cross-Origin-Resource-Policy"] = "cross-origin"
+    elif name.endswith(".svg"):
+        response.headers["Content-Security-Policy"] = picture_policy()
     return response
 
 

@@ -16,7 +16,11 @@ from pathlib import Path
 from tc_adapters_lens.assets import ASSETS, find
 from tc_adapters_lens.serve.run_files import inside
 
-SCRIPTS = ("d3-7", "d3-jetpack", "dagre")  # in the order in which they run; the rest of what the index asks for is never used
+SCRIPTS = (
+    "d3-7",
+    "d3-jetpack",
+    "dagre",
+)  # in the order in which they run; the rest of what the index asks for is never used
 MISSING = 'The page of graphs needs circuit-tracer, which is not installed: pip install "tc-adapters-lens[attribution]"'
 INDEX = "index.html"
 INLINE = "inline.js"

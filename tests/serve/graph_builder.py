@@ -45,8 +45,7 @@ def write_graph(
     last = n_tokens - 1
     nodes.append(Node.logit_node(last, 7, tokens[0], n_layers, target_logit=True, token_prob=0.75))
     nodes.append(Node.logit_node(last, 8, tokens[-1], n_layers, token_prob=0.25))
-    height = {"E": -1}
-    order = [height.get(node.layer, 0) if node.layer == "E" else int(node.layer) for node in nodes]
+    order = [-1 if node.layer == "E" else int(node.layer) for node in nodes]
     pairs = [
         (source, target)
         for source in range(len(nodes))
