@@ -36,6 +36,7 @@ _PLAIN_TITLE = (
 )
 _PARAMS = "['clickedId', 'pinnedIds', 'hiddenIds', 'supernodes', 'sg_pos', 'clerps']"
 _OTHER_GRAPH = "visState.clickedId = undefined\n      "
+_LABELS = "[data.qParams.clerps, util.params.get('clerps')].flatMap(text => JSON.parse(text || '[]'))"
 _FIELD = "return `<div>${str}: <b>${val}</b></div>`"
 _PLAIN_FIELD = "return `<div>${plainText(str)}: <b>${plainText(val)}</b></div>`"
 
@@ -43,7 +44,10 @@ PATCHES: Mapping[str, tuple[tuple[str, str], ...]] = {
     # another graph's pins and groups are not this one's
     INDEX: ((_OTHER_GRAPH, f"{_OTHER_GRAPH}for (const key of {_PARAMS}) util.params.set(key, null)\n      "),),
     "util.js": (("return str && decodeURIComponent(str)", "return str"),),
-    "attribution_graph/init-cg.js": (("let urlSupernodes = [];", "let urlSupernodes = null;"),),
+    "attribution_graph/init-cg.js": (
+        ("let urlSupernodes = [];", "let urlSupernodes = null;"),
+        ("util.params.get('clerps') || data.qParams.clerps;", f"JSON.stringify({_LABELS});"),
+    ),
     "attribution_graph/util-cg.js": (
         ("(d.ppClerp || `F#${d.feature}`)", "plainText(d.ppClerp || `F#${d.feature}`)"),
         ("!ev.metaKey ? d.ppClerp :", "!ev.metaKey ? plainText(d.ppClerp) :"),

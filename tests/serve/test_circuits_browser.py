@@ -162,6 +162,28 @@ def test_pins_and_groups_are_saved_and_there_again(page, wrong, address, run):
     assert wrong == []
 
 
+def test_a_label_that_a_user_writes_is_saved_for_other_browsers(page, wrong, browser, address, run):
+    shown(page, address, "two")
+    node = nodes(run, "two")[0]
+    click(page, node)
+    page.get_by_role("button", name="Edit").click()
+    page.fill(".clerp-edit input", "100% <mine>")
+    page.locator(".clerp-edit input").blur()
+    page.click(".save-button")
+    expect(page.locator(".save-button")).to_have_text("Saved!")
+    shown(page, address, "one")
+    click(page, nodes(run, "one")[0])
+    expect(page.locator(".pp-clerp")).not_to_have_text("100% <mine>")
+    other = browser.new_context(viewport={"width": 1400, "height": 900}).new_page()
+    shown(other, address, "two")
+    click(other, node)
+    expect(other.locator(".pp-clerp")).to_have_text("100% <mine>")
+    other.reload()
+    expect(other.locator(".pp-clerp")).to_have_text("100% <mine>")
+    other.context.close()
+    assert wrong == []
+
+
 def test_hostile_text_is_shown_and_not_run(page, wrong, address, run):
     shown(page, address, "hostile")
     tips = set()
