@@ -73,6 +73,27 @@ ASSETS: dict[str, Asset] = {
             "sha384-ma33ZEb8L5emtidZhYJFZNIFdht2E8f5wHQMKQGom0aIx9rRKm86XXCjGxOISpM9",
         ),
         Asset(
+            "d3-7",
+            "d3",
+            "7.9.0",
+            "dist/d3.min.js",
+            "sha384-CjloA8y00+1SDAUkjs099PVfnY2KmDC2BZnws9kh8D/lX1s46w6EPhpXdqMfjK6i",
+        ),
+        Asset(
+            "d3-jetpack",
+            "d3-jetpack",
+            "2.1.0",  # the last whose script adds to the d3 that is there
+            "build/d3-jetpack.js",
+            "sha384-tIm7m7Jf4DR1MIjOjrAw9VAI3b/5NFqb8z4s3e+605E449z/5jCjUzhWTrLTEPT3",
+        ),
+        Asset(
+            "dagre",
+            "dagre",
+            "0.8.5",
+            "dist/dagre.min.js",
+            "sha384-2IH3T69EIKYC4c+RXZifZRvaH5SRUdacJW7j6HtE5rQbvLhKKdawxq6vpIzJ7j9M",
+        ),
+        Asset(
             "lit-html",
             "lit-html",
             "3.3.3",

@@ -12,7 +12,7 @@ zero; a bin's positions are spread evenly over it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -28,7 +28,7 @@ from tc_adapters_lens.features.store import FeatureStore
 from tc_adapters_lens.models.atomic import atomic_directory, atomic_file, write_json
 from tc_adapters_lens.models.vocabulary import Vocabulary
 
-__all__ = ["ExportFormat", "export_features"]
+__all__ = ["ExportFormat", "circuit_tracer_feature", "export_features"]
 
 ExportFormat: TypeAlias = Literal["circuit-tracer", "neuronpedia", "csv", "parquet"]
 
@@ -68,12 +68,21 @@ def export_features(
     return n_written
 
 
+def circuit_tracer_feature(store: FeatureStore, layer: int, feature: int) -> dict[str, Any]:
+    """One feature as its file in the circuit-tracer layout has it.
+
+    Raises:
+        KeyError: the store has no such feature.
+    """
+    return _circuit_tracer(store, store[layer, feature], _Texts(store, _escaped))
+
+
 def _is_export(directory: Path) -> bool:
     return (directory / _EXPORT_FILE).is_file()
 
 
 def _write_circuit_tracer(store: FeatureStore, directory: Path, layers: Iterable[int]) -> int:
-    texts = _texts(store, _escaped)
+    texts = _Texts(store, _escaped)
     n_written = 0
     for feature in _features(store, layers):
         path = directory / f"{cantor(feature.layer, feature.feature)}.json"
@@ -83,7 +92,7 @@ def _write_circuit_tracer(store: FeatureStore, directory: Path, layers: Iterable
 
 
 def _write_neuronpedia(store: FeatureStore, directory: Path, layers: Iterable[int]) -> int:
-    texts = _texts(store, Vocabulary.text)
+    texts = _Texts(store, Vocabulary.text)
     info, n_written = store.info, 0
     for layer in layers:
         folder = directory / f"layer_{layer}"
@@ -106,7 +115,7 @@ def _write_neuronpedia(store: FeatureStore, directory: Path, layers: Iterable[in
 def _write_table(store: FeatureStore, path: Path, layout: str, layers: Iterable[int]) -> int:
     frame = store.frame()
     frame = frame[frame["layer"].isin(list(layers))]
-    texts = _texts(store, Vocabulary.text)
+    texts = _Texts(store, Vocabulary.text)
     for column in ("promoted", "inhibited"):
         words = [[texts[token] for token in tokens] for tokens in frame[column]]
         # a cell that begins with a bracket is no formula to any spreadsheet
@@ -125,9 +134,16 @@ def _features(store: FeatureStore, layers: Iterable[int]) -> Iterator[Feature]:
         yield store[key]
 
 
-def _texts(store: FeatureStore, spell: Callable[[Vocabulary, int], str]) -> list[str]:
-    vocabulary = store.vocabulary
-    return [spell(vocabulary, token) for token in range(len(vocabulary))]
+class _Texts(dict[int, str]):
+    """Tokens' texts, each spelled when it is first asked for."""
+
+    def __init__(self, store: FeatureStore, spell: Callable[[Vocabulary, int], str]):
+        super().__init__()
+        self._vocabulary, self._spell = store.vocabulary, spell
+
+    def __missing__(self, token: int) -> str:
+        self[token] = text = self._spell(self._vocabulary, token)
+        return text
 
 
 _LINE_BREAKS = str.maketrans({"\n": "⏎", "\t": "→", "\r": "↵"})
@@ -140,7 +156,7 @@ def _escaped(vocabulary: Vocabulary, token: int) -> str:
     return text.translate(_LINE_BREAKS)
 
 
-def _circuit_tracer(store: FeatureStore, feature: Feature, texts: list[str]) -> dict[str, Any]:
+def _circuit_tracer(store: FeatureStore, feature: Feature, texts: Mapping[int, str]) -> dict[str, Any]:
     """As circuit_tracer.frontend.feature_models.Model."""
     return {
         "transcoder_id": f"layer_{feature.layer}",
@@ -159,7 +175,7 @@ def _circuit_tracer(store: FeatureStore, feature: Feature, texts: list[str]) -> 
     }
 
 
-def _circuit_tracer_example(example: Example, texts: list[str]) -> dict[str, Any]:
+def _circuit_tracer_example(example: Example, texts: Mapping[int, str]) -> dict[str, Any]:
     return {
         "tokens_acts_list": [_short(value) for value in example.activations.tolist()],
         "train_token_ind": example.position - example.start,
@@ -168,7 +184,7 @@ def _circuit_tracer_example(example: Example, texts: list[str]) -> dict[str, Any
     }
 
 
-def _neuronpedia(store: FeatureStore, feature: Feature, texts: list[str]) -> dict[str, Any]:
+def _neuronpedia(store: FeatureStore, feature: Feature, texts: Mapping[int, str]) -> dict[str, Any]:
     """As sae_dashboard.neuronpedia.neuronpedia_dashboard.NeuronpediaDashboardFeature. What it has of correlations with
     neurons and of all logits is not in a store, so these lists are empty."""
     info, largest = store.info, _short(feature.max)
@@ -203,7 +219,7 @@ def _neuronpedia(store: FeatureStore, feature: Feature, texts: list[str]) -> dic
     }
 
 
-def _activation(example: Example, bounds: tuple[float, float, float], texts: list[str]) -> dict[str, Any]:
+def _activation(example: Example, bounds: tuple[float, float, float], texts: Mapping[int, str]) -> dict[str, Any]:
     return {
         "bin_min": bounds[0],
         "bin_max": bounds[1],
@@ -214,7 +230,7 @@ def _activation(example: Example, bounds: tuple[float, float, float], texts: lis
     }
 
 
-def _named(effects: list[TokenEffect], texts: list[str]) -> list[str]:
+def _named(effects: list[TokenEffect], texts: Mapping[int, str]) -> list[str]:
     return [texts[effect.token] for effect in effects]
 
 

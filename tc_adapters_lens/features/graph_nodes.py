@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from math import isfinite, isqrt
+from math import inf, isfinite, isqrt
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from tc_adapters_lens.errors import ConfigError, FeatureGroupError
 from tc_adapters_lens.features.choice import Choice, named
 from tc_adapters_lens.features.store import FeatureStore
 
-__all__ = ["cantor", "feature_nodes", "in_graph", "unpair"]
+__all__ = ["cantor", "feature_nodes", "in_graph", "node_names", "unpair"]
 
 _FEATURE_NODE = "cross layer transcoder"
 
@@ -67,6 +67,19 @@ def feature_nodes(graph: Mapping[str, Any]) -> dict[tuple[int, int], float | Non
             before = found.get(feature, influence)
             found[feature] = None if before is None or influence is None else min(before, influence)
     return found
+
+
+def node_names(graph: Mapping[str, Any]) -> dict[tuple[int, int], str]:
+    """(layer, feature) of a graph's nodes that are features -> name of the most influential of each feature's nodes.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: not a graph.
+    """
+    names: dict[tuple[int, int], str] = {}
+    found = [node for node in graph["nodes"] if node.get("feature_type") == _FEATURE_NODE]
+    for node in sorted(found, key=lambda node: inf if node.get("influence") is None else node["influence"]):
+        names.setdefault(unpair(node["feature"]), str(node["node_id"]))
+    return names
 
 
 def cantor(layer: int, feature: int) -> int:

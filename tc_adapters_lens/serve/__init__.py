@@ -1,1 +1,1 @@
-"""A local page on which a run's features are browsed: filtered, sorted, searched, opened and linked to."""
+"""A local page on which a run's features are browsed, filtered, sorted, searched and linked to; and its graphs."""

@@ -18,15 +18,24 @@ from starlette.routing import Route
 
 from tc_adapters_lens import __version__
 from tc_adapters_lens.assets import ASSETS, find
-from tc_adapters_lens.errors import AdapterLensError
+from tc_adapters_lens.errors import AdapterLensError, RunError
 from tc_adapters_lens.features.records import StoreInfo
 from tc_adapters_lens.features.store_files import share_columns
+from tc_adapters_lens.serve.circuits import Circuits, circuit_routes, circuits_address, to_circuits
 from tc_adapters_lens.serve.feature_page import context_json, feature_json, file_address
-from tc_adapters_lens.serve.graphs import Graphs
-from tc_adapters_lens.serve.guard import LOOPBACK, Guard, dashboard_policy
+from tc_adapters_lens.serve.graphs import Graph, Graphs
+from tc_adapters_lens.serve.guard import LOOPBACK, Guard, dashboard_policy, picture_policy
 from tc_adapters_lens.serve.open_store import OpenStore
 from tc_adapters_lens.serve.query import DEFAULT_SORT, PAGE, Query, parse_query, whole
-from tc_adapters_lens.serve.run_files import KINDS, dashboard, find_stores, inside, require_own_adapters, served_file
+from tc_adapters_lens.serve.run_files import (
+    KINDS,
+    dashboard,
+    find_stores,
+    inside,
+    make_features,
+    require_own_adapters,
+    served_file,
+)
 from tc_adapters_lens.serve.table import BINS_PER_DECADE, DECADES, TOP_SHARE, TOP_TEMPLATE, Table, bin_counts
 
 STATIC = Path(__file__).resolve().parent / "static"
@@ -52,11 +61,21 @@ class Site:
         if self.run is not None:
             require_own_adapters(self.run, [opened.store for opened in self.stores.values()])
         self.graphs = Graphs(self.run)
+        if not self.stores and not self.graphs.listed():
+            raise RunError(
+                f"RUN must hold features or graphs to show. Got {path}, which has none; make them: "
+                f"{make_features(path)}"
+            )
+        self.shown = [*self.stores, *(["graphs"] if self.graphs.listed() else [])]
+        of_adapters = [opened for opened in self.stores.values() if opened.store.info.model == "replacement"]
+        self._no_features = f"This run has no features of its adapters. Make them: {make_features(path)}"
+        self.circuits = Circuits(self.name, self.graphs, of_adapters[0] if of_adapters else None, self._no_features)
 
     def warm(self) -> None:
         """Reads the first store, and begins its index, so that the first visitor need not wait."""
-        with suppress(AdapterLensError):  # who asks is told
-            next(iter(self.stores.values())).warm()
+        for opened in list(self.stores.values())[:1]:
+            with suppress(AdapterLensError):  # who asks is told
+                opened.warm()
 
     def info(self, request: Request) -> dict[str, Any]:
         """The run's stores, and what there is to choose from in one."""
@@ -69,6 +88,7 @@ class Site:
             "n_promoted": N_PROMOTED,
             "stores": {name: other.store.info.model for name, other in self.stores.items()},
             "store": store_json(opened),
+            "n_graphs": len(self.graphs.listed()),
         }
 
     def table(self, request: Request) -> dict[str, Any]:
@@ -102,7 +122,7 @@ class Site:
         return found | {
             "place": place(rows, layer * store.info.n_features + feature, store.info.n_features),
             "dashboard": None if page is None else file_address(page),
-            "graphs": [{"address": file_address(g.name), "slug": g.slug, "prompt": g.prompt} for g in graphs],
+            "graphs": [graph_json(graph, graph.features[layer, feature]) for graph in graphs],
         }
 
     def context(self, request: Request) -> dict[str, Any]:
@@ -113,6 +133,8 @@ class Site:
         return context_json(store, sequence, start, stop)
 
     def _store(self, request: Request) -> OpenStore:
+        if not self.stores:
+            raise HTTPException(404, self._no_features)
         name = request.query_params.get("store") or next(iter(self.stores))
         if name not in self.stores:
             raise HTTPException(404, f"store must be one of {', '.join(self.stores)}. Got {name!r}.")
@@ -148,7 +170,7 @@ def make_app(site: Site, hosts: tuple[str, ...] = LOOPBACK) -> Starlette:
         return serve_run_file(site.run, request.path_params["name"])
 
     routes = [
-        Route("/", index_page),
+        Route("/", index_page if site.stores else to_circuits),
         Route("/static/{name}", static_file),
         Route("/lib/lit-html.js", lit_html),
         Route("/api/info", answer(site.info)),
@@ -156,6 +178,7 @@ def make_app(site: Site, hosts: tuple[str, ...] = LOOPBACK) -> Starlette:
         Route("/api/feature/{layer:int}/{feature:int}", answer(site.feature)),
         Route("/api/context", answer(site.context)),
         Route("/run/{name:path}", run_file),
+        *circuit_routes(site.circuits),
     ]
     return Starlette(routes=routes, middleware=[Middleware(Guard, hosts=hosts, scripts=scripts)])
 
@@ -192,7 +215,15 @@ def serve_run_file(run: Path | None, name: str) -> Response:
         response.headers["Content-Security-Policy"] = dashboard_policy(scripts)
         if name.endswith((".js", ".css")):
             response.headers["Cross-Origin-Resource-Policy"] = "cross-origin"
+    elif name.endswith(".svg"):
+        response.headers["Content-Security-Policy"] = picture_policy()
     return response
+
+
+def graph_json(graph: Graph, node: str) -> dict[str, str]:
+    """A link to a graph, a node of it clicked; to its file where the page cannot show it."""
+    address = file_address(graph.name) if graph.slug is None else circuits_address(graph.slug, node)
+    return {"address": address, "slug": graph.title, "prompt": graph.prompt}
 
 
 def store_json(opened: OpenStore) -> dict[str, Any]:

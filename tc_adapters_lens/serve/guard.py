@@ -12,11 +12,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 METHODS = ("GET", "HEAD")
+SAVE = "/save_graph/"  # below it, and nowhere else, a page from here may also POST JSON
 SELF = "'self'"
 
 
 class Guard:
-    """Refuses other hosts' names (DNS rebinding) and every method that changes something; adds headers to the rest.
+    """Refuses other hosts' names (DNS rebinding), other pages and every method that changes something but what the page
+    of graphs saves; adds headers to the rest.
 
     A page whose response says nothing itself may load scripts and styles from here and `scripts`, and nothing else.
     """
@@ -34,10 +36,13 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        host = host_name(Headers(scope=scope).get("host", ""))
+        headers = Headers(scope=scope)
+        host = host_name(headers.get("host", ""))
         refusal = None
         if not (host in self._hosts or (self._any_address and is_address(host))):
             refusal = PlainTextResponse("This server is not known by that name.", status_code=421)
+        elif scope["method"] == "POST" and scope["path"].startswith(SAVE):
+            refusal = refusal_to_save(headers)
         elif scope["method"] not in METHODS:
             refusal = PlainTextResponse("Only GET and HEAD.", status_code=405, headers={"Allow": ", ".join(METHODS)})
 
@@ -56,6 +61,17 @@ class Guard:
         await (refusal or self._app)(scope, receive, send_with_headers)
 
 
+def refusal_to_save(headers: Headers) -> PlainTextResponse | None:
+    """What a request to save is answered unless a page of this very server sent it, and JSON."""
+    host = headers.get("host", "").lower()
+    same = headers.get("origin", "").lower() in (f"http://{host}", f"https://{host}")
+    if not same or headers.get("sec-fetch-site", "same-origin") != "same-origin":
+        return PlainTextResponse("Only this server's own page may save.", status_code=403)
+    if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        return PlainTextResponse("What is saved must be JSON.", status_code=415)
+    return None
+
+
 def content_policy(scripts: Sequence[str]) -> str:
     """The page's own policy: no inline script or style, nothing evaluated, nobody else's frame."""
     return (
@@ -72,6 +88,13 @@ def dashboard_policy(scripts: Sequence[str]) -> str:
         f"script-src {' '.join([SELF, *scripts])} 'unsafe-inline' 'unsafe-eval'; "
         "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; connect-src 'none'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+def picture_policy() -> str:
+    """For pictures, which are nothing but styled shapes."""
+    return (
+        "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:; frame-ancestors 'none'"
     )
 
 

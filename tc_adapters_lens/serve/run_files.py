@@ -28,7 +28,7 @@ def find_stores(path: str | Path) -> tuple[Path | None, dict[str, Path]]:
     """The run's directory and those of its stores by name; of a store itself, no run and that one.
 
     Raises:
-        RunError: there is no store.
+        RunError: there is no such directory.
     """
     directory = Path(path).expanduser()
     if not directory.is_dir():
@@ -36,11 +36,12 @@ def find_stores(path: str | Path) -> tuple[Path | None, dict[str, Path]]:
     if (directory / STORE_FILE).is_file():
         return None, {directory.resolve().name: directory}
     found = [name for name in FEATURE_STORES.values() if (directory / name / STORE_FILE).is_file()]
-    if not found:
-        raise RunError(
-            f"RUN must hold features to show. Got {path}, which has none; make them: tc-adapters features --run {path}"
-        )
     return directory.resolve(), {name: directory / name for name in found}
+
+
+def make_features(run: str | Path) -> str:
+    """The command that makes a run's features."""
+    return f"tc-adapters features --run {run}"
 
 
 def require_own_adapters(run: Path, stores: Iterable[FeatureStore]) -> None:
@@ -56,7 +57,7 @@ def require_own_adapters(run: Path, stores: Iterable[FeatureStore]) -> None:
         if store.info.adapters_fingerprint not in (None, fingerprint):
             raise FeatureStoreError(
                 f"{store.directory} must be of the adapters in {run / ADAPTERS} ({fingerprint}). Got one of others "
-                f"({store.info.adapters_fingerprint}); make it again: tc-adapters features --run {run}"
+                f"({store.info.adapters_fingerprint}); make it again: {make_features(run)}"
             )
 
 

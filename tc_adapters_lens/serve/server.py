@@ -43,11 +43,11 @@ def serve(path: str | Path, host: str, port: int, *, open_browser: bool = False)
     threading.Thread(target=site.warm, daemon=True).start()
     if not is_loopback(host):
         print(
-            f"warning: --host {host} lets everybody who can reach this machine read this run's text and features; "
-            "there is no password.",
+            f"warning: --host {host} lets everybody who can reach this machine read this run's text and features, and "
+            "save pins in its graphs; there is no password.",
             file=sys.stderr,
         )
-    print(f"showing {', '.join(site.stores)} of {path} at {url}  (Ctrl-C stops)", flush=True)
+    print(f"showing {', '.join(site.shown)} of {path} at {url}  (Ctrl-C stops)", flush=True)
     if open_browser:
         threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
     uvicorn.Server(config).run(sockets=[listening])

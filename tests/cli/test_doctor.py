@@ -92,9 +92,9 @@ def test_alone_it_shows_the_installation(doctor):
 def test_missing_browser_scripts_are_a_note_with_the_command(monkeypatch, tmp_path, doctor):
     monkeypatch.setattr("sys.prefix", str(tmp_path))
     out, _, result = doctor()
-    assert "scripts not here: d3, lit-html" in out
+    assert "scripts not here: d3, d3-7, d3-jetpack, dagre, lit-html" in out
     assert "python -m tc_adapters_lens.assets fetches them" in out
-    assert result["environment"]["missing_scripts"] == ["d3", "lit-html"]
+    assert result["environment"]["missing_scripts"] == ["d3", "d3-7", "d3-jetpack", "dagre", "lit-html"]
     assert result["ok"]
 
 

@@ -16,7 +16,7 @@ from tc_adapters_lens import FeatureGroup, FeatureGroupError, FeatureStore, Feat
 from tc_adapters_lens.errors import ConfigError
 from tc_adapters_lens.features.choice import Choice, named, of_group
 from tc_adapters_lens.features.conditions import where
-from tc_adapters_lens.features.graph_nodes import cantor, in_graph, unpair
+from tc_adapters_lens.features.graph_nodes import cantor, in_graph, node_names, unpair
 from tc_adapters_lens.features.random_groups import random_like
 from tc_adapters_lens.features.records import Feature
 from tc_adapters_lens.features.rules import (
@@ -230,6 +230,8 @@ def test_features_of_a_graph(store, tmp_path) -> None:
         assert group.rule["n_features_in_graph"] == 4
         assert group.rule.get("top_nodes") == n
     assert all(unpair(cantor(layer, f)) == (layer, f) for layer in range(9) for f in range(9))
+    # feature 5 of layer 1 is at positions 0 and 4, of which 0 has more influence
+    assert node_names(content) == {(0, 7): "0_7_3", (1, 5): "1_5_0", (2, 7): "2_7_0", (2, 9): "2_9_4"}
 
     content["nodes"][0]["influence"] = None
     path.write_text(json.dumps(content))

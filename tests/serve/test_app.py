@@ -114,7 +114,9 @@ def test_a_feature_is_all_there(app, store):
     assert answer["labels"]["description"] == "opens a <b>second</b> thought"
     assert answer["place"] == {"index": 109, "total": 300, "previous": [1, 8], "next": [1, 10]}
     assert answer["dashboard"] == "/run/dashboards/a%20b.html#9"
-    assert answer["graphs"] == [{"address": "/run/graphs/add.json", "slug": "<b>add</b>", "prompt": "What is 17 + 25?"}]
+    assert answer["graphs"] == [
+        {"address": "/circuits/?slug=add&clickedId=1_9_0", "slug": "<b>add</b>", "prompt": "What is 17 + 25?"}
+    ]
 
 
 def test_a_feature_out_of_the_list_has_no_place_and_ends_have_one_neighbour(app):
@@ -182,7 +184,7 @@ def test_graphs_are_read_again_when_they_change(tmp_path):
     app = make_app(Site(tmp_path))
     assert request(app, "/api/feature/0/2").json["graphs"] == []
     (tmp_path / "graphs").mkdir()
-    node = f'{{"feature_type": "cross layer transcoder", "feature": {cantor(0, 2)}}}'
+    node = f'{{"node_id": "0_2_5", "feature_type": "cross layer transcoder", "feature": {cantor(0, 2)}}}'
     (tmp_path / "graphs/new.json").write_text(f'{{"metadata": {{"slug": "s"}}, "nodes": [{node}]}}', encoding="utf-8")
     assert [graph["slug"] for graph in request(app, "/api/feature/0/2").json["graphs"]] == ["s"]
 

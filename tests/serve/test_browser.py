@@ -245,7 +245,10 @@ def test_tokens_are_coloured_and_tell_their_value(page, address):
 
 def test_a_dashboard_and_a_graph_are_linked(page, address):
     page.goto(f"{address}/?feature={NAME}")
-    expect(page.get_by_role("link", name="Graph <b>add</b>")).to_have_attribute("href", "/run/graphs/add.json")
+    expect(page.get_by_role("link", name="Graph <b>add</b>")).to_have_attribute(
+        "href", "/circuits/?slug=add&clickedId=1_9_0"
+    )
+    expect(page.get_by_role("link", name="1 graph")).to_have_attribute("href", "/circuits/")
     with page.context.expect_page() as opened:
         page.get_by_role("link", name="Dashboard").click()
     other = opened.value

@@ -44,6 +44,7 @@ function draw() {
     <header class="top">
       <h1><a href="/" @click=${home}><bdi>${info.name}</bdi></a></h1>
       ${chooser()}
+      ${info.n_graphs ? html`<a class="graphs" href="/circuits/">${info.n_graphs === 1 ? "1 graph" : `${count(info.n_graphs)} graphs`}</a>` : nothing}
       ${searchBox()}
       <button class="toggle-filters" aria-expanded=${narrowFilters ? "true" : "false"} @click=${toggleFilters}>Filters</button>
       <button class="help" aria-label="Keys" title="Keys (?)" @click=${help}>?</button>
