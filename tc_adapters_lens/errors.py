@@ -8,6 +8,7 @@ AdapterLensError
   AdapterSetError    adapters missing tensors, of another pair, or corrupt
   FeatureStoreError  a feature store is incomplete, corrupt, or of other adapters
   FeatureGroupError  a feature group is empty, unreadable, or of other adapters
+  GraphError         an attribution graph cannot be made, is too large, or its files are not one
   RunError           a run's directory or its evaluation cannot be used
   AssetError         a browser script cannot be fetched
   MissingExtraError  an optional package is missing; the message has the pip line
@@ -28,6 +29,7 @@ __all__ = [
     "DataError",
     "FeatureGroupError",
     "FeatureStoreError",
+    "GraphError",
     "MissingExtraError",
     "PairError",
     "RunError",
@@ -66,6 +68,10 @@ class FeatureStoreError(AdapterLensError, ValueError):
 
 class FeatureGroupError(AdapterLensError, ValueError):
     """A feature group is empty, unreadable, or of other adapters."""
+
+
+class GraphError(AdapterLensError, ValueError):
+    """An attribution graph cannot be made, is too large, or its files are not one."""
 
 
 class RunError(AdapterLensError, ValueError):

@@ -14,6 +14,9 @@ FEATURE_STORES = {"replacement": "features", "target": "features-target", "base"
 GROUPS = "groups"
 """Where a run keeps feature groups."""
 
+GRAPHS = "graphs"
+"""Where a run keeps attribution graphs."""
+
 CONTENT = "content"
 """The template position of what is near no token of the chat template."""
 

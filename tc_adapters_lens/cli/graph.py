@@ -1,0 +1,269 @@
+"""`tc-adapters graph`: which features of the adapters, at which tokens, make the model say what it says next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import Namespace
+
+from tc_adapters_lens.cli import of_run, options
+from tc_adapters_lens.cli.parser import Parser
+from tc_adapters_lens.errors import ConfigError, MissingExtraError
+from tc_adapters_lens.models.names import FEATURE_STORES, GRAPHS
+
+SUMMARY = "trace attribution graphs through adapter features, with circuit-tracer, and sum them up"
+EXAMPLE = """\
+examples:
+  tc-adapters graph --run runs/toy --prompt "What is 17 + 25 - 8?" --chat
+  tc-adapters graph --run runs/toy --tokens toy --before wait --n 5
+  tc-adapters graph --run runs/toy --tokens responses.jsonl --rows 3 --before wait --contrast ' Wait' ' So'
+  tc-adapters graph --run runs/r1-distill-qwen-7b --prompts prompts/ --dtype bfloat16 --max-features 5000
+
+OUT gets SLUG.json (circuit-tracer's own graph file) and SLUG/ with summary.json, graph.svg, graph.png and all edges.
+`tc-adapters serve RUN` shows them. The same command again makes only what is not there."""
+
+_SHOWN = 10
+
+
+def add_arguments(parser: Parser) -> None:
+    of_run.add_adapters(parser, "graphs/")
+    parser.add_argument("--prompt", type=str | None, metavar="TEXT", help="a text; what comes after it is explained")
+    parser.add_argument("--prompts", type=str | None, metavar="DIR", help="a directory of .txt files, a prompt in each")
+    parser.add_argument("--chat", action="store_true", help="texts are a user's messages, put into the chat template")
+    parser.add_argument("--chat-template", type=str | None, metavar="FILE", help="Jinja; default: the tokenizer's")
+    parser.add_argument(
+        "--tokens",
+        type=str | None,
+        metavar="DATA",
+        help="sequences, as `features` takes them, of which each gives a prompt; toy: the built-in pair's",
+    )
+    parser.add_argument("--rows", type=str | None, metavar="N,N-M", help="which sequences (default: all)")
+    parser.add_argument(
+        "--before", type=str | None, metavar="WORD", help="the prompt ends before this word of the response"
+    )
+    parser.add_argument(
+        "--end", type=int | None, metavar="N", help="or after N tokens (default: where the response begins)"
+    )
+    parser.add_argument("--n", type=int | None, metavar="N", help="at most N sequences, the first that have the place")
+    parser.add_argument(
+        "--target-token",
+        type=str,
+        action="append",
+        metavar="TOKEN",
+        help="explain this token's logit, blank included, or #ID; may be repeated (default: the most probable tokens)",
+    )
+    parser.add_argument(
+        "--contrast", type=str, nargs=2, metavar=("A", "B"), help="explain by how much A's logit is above B's"
+    )
+    parser.add_argument(
+        "--direction", type=str | None, metavar="FILE", help="explain a direction: safetensors with one vector"
+    )
+    parser.add_argument("--max-logits", type=int, default=10, metavar="N", help="most probable tokens, at most N")
+    parser.add_argument("--logit-share", type=float, default=0.95, help="... until they have this probability")
+    parser.add_argument(
+        "--sampled",
+        type=Literal["replacement", "target"],
+        default="replacement",
+        help="whose forward pass is explained: the replacement model's, or the target's, which has errors",
+    )
+    parser.add_argument(
+        "--rule",
+        type=Literal["relp", "gate-detach"],
+        default="relp",
+        help="what a gated MLP's product hands on: half to each factor, or all past the gate",
+    )
+    parser.add_argument(
+        "--zero-first", action="store_true", help="leave out features and errors at position 0, as circuit-tracer does"
+    )
+    parser.add_argument(
+        "--max-features", type=int | None, metavar="N", help="trace the N most influential features (default: all)"
+    )
+    parser.add_argument(
+        "--influence-share",
+        type=float,
+        default=1.0,
+        help="... or until features that are not traced have no more than the rest of the influence",
+    )
+    parser.add_argument("--keep", type=float, default=0.9999, help="share of what enters a node whose links are kept")
+    parser.add_argument("--node-threshold", type=float, default=0.8, help="share of influence whose nodes are shown")
+    parser.add_argument("--edge-threshold", type=float, default=0.98, help="share of influence whose links are shown")
+    parser.add_argument("--max-links", type=int, default=50_000, metavar="N", help="most links that are shown")
+    parser.add_argument(
+        "--features", type=str | None, metavar="DIR", help="the adapters' feature store; by default the run's"
+    )
+    parser.add_argument("--name", type=str | None, help="of the graph, where it is one (default: from the prompt)")
+    parser.add_argument("--out", type=str | None, metavar="DIR", help="default: RUN/graphs")
+    of_run.add_allowances(parser)
+    options.add_placement(parser, of_run=True)
+    options.add_json(parser)
+
+
+def run(args: Namespace) -> dict[str, Any]:
+    _check(args)
+    try:
+        import circuit_tracer  # noqa: F401
+    except ModuleNotFoundError as missing:
+        if missing.name != "circuit_tracer":
+            raise
+        raise MissingExtraError(
+            "`tc-adapters graph` needs circuit-tracer, which is not installed: "
+            'pip install "tc-adapters-lens[attribution]"'
+        ) from missing
+    from tc_adapters_lens.cli.graph_prompts import TextPrompts, TokenPrompts, parse_rows
+    from tc_adapters_lens.cli.graph_tracing import GraphSettings, GraphView, make_graphs
+    from tc_adapters_lens.integrations.circuit_tracer.replacement import replacement_model
+    from tc_adapters_lens.models.adapter_set import AdapterSet
+    from tc_adapters_lens.training.config import DataConfig
+
+    rows = None if args.rows is None else parse_rows(args.rows)
+    chat_template = args.chat_template  # the run's is for whole chats
+    directory = of_run.take_from_run(args)
+    place = {"dtype": options.torch_dtype(args.dtype), "device": options.torch_device(args.device)}
+    pair = of_run.load_named_pair(args, **place)
+    adapters = AdapterSet.from_pretrained(
+        args.adapters, pair=pair.pair, allow_other_pair=args.allow_other_pair, **place
+    )
+    settings = GraphSettings(
+        **{name: args[name] for name in ("sampled", "rule", "zero_first", "direction", "max_logits", "logit_share")},
+        **{name: args[name] for name in ("max_features", "influence_share", "keep")},
+        target_tokens=None if args.target_token is None else tuple(args.target_token),
+        contrast=None if args.contrast is None else tuple(args.contrast),
+    )
+    model = replacement_model(
+        pair, adapters, sampled=settings.sampled, rule=settings.rule, zero_first=settings.zero_first
+    )
+    if args.tokens is not None:
+        data = DataConfig(path=args.tokens, loss_on="all", chat_template=chat_template)
+        prompts = TokenPrompts(data, rows, args.before, args.end, args.n).load(pair)
+    else:
+        texts = TextPrompts(args.prompt, args.prompts, args.chat, chat_template)
+        prompts = texts.load(pair, lambda text: model.ensure_tokenized(text).tolist())
+    made = make_graphs(
+        model,
+        prompts,
+        settings,
+        GraphView(args.node_threshold, args.edge_threshold, args.max_links),
+        _words(args, directory, pair, adapters),
+        out := Path(args.out) if args.out else (directory or Path()) / GRAPHS,
+        {"pair": pair.pair.to_dict(), "adapters_fingerprint": adapters.fingerprint()},
+        args.name,
+    )
+    for summary in made:
+        print(graph_text(summary))
+    n_made = sum(summary["made"] for summary in made)
+    there = f", {len(made) - n_made} were there" if n_made < len(made) else ""
+    print(
+        f"Written: {n_made} of {len(made)} graphs{there}: {out}. To look at them: tc-adapters serve {directory or out}"
+    )
+    return {"graphs": made}
+
+
+def graph_text(summary: Mapping[str, Any]) -> str:
+    """A graph's summary, to be read."""
+    shares, size = summary["shares"], summary["size"]
+    biases = sum(shares["terms"].values())
+    tokens = shares["tokens_through_features"] + shares["tokens_direct"]
+    lines = [
+        (
+            f"{summary['slug']}: {summary['n_tokens']:,} tokens, {size['active_features']:,} active features, "
+            f"{size['links']:,} links"
+        ),
+        "",
+        "explained                probability     logit   features     tokens     errors     biases",
+    ]
+    for target in summary["targets"]:
+        lines.append(
+            f"{_shown(target['label']):24} {target['probability']:11.1%} {target['value']:+9.2f}  "
+            f"{target['features']:+9.2f}  {target['tokens']:+9.2f}  {target['errors']:+9.2f}  "
+            f"{sum(target['terms'].values()):+9.2f}"
+        )
+    lines += [
+        "",
+        (
+            f"influence ends in tokens {tokens:.1%} ({shares['tokens_through_features']:.1%} through a feature), biases "
+            f"{biases:.1%}, errors {shares['errors']:.1%}, features not traced {shares['without_rows']:.1%}, "
+            f"small links {shares['dropped']:.2%}"
+        ),
+        f"links and biases add up to every node's value within {summary['largest_gap']:.0e} of what enters it",
+        "",
+        "feature   influence  promotes, and where it is a node",
+    ]
+    for feature in summary["features"][:_SHOWN]:
+        places = ", ".join(f"{_shown(node['token'])}@{node['position']}" for node in feature["nodes"][:4])
+        more = f" and {len(feature['nodes']) - 4} more" if len(feature["nodes"]) > 4 else ""
+        name = f"{feature['layer']}.{feature['feature']}"
+        lines.append(f"{name:9} {feature['influence']:9.1%}  {feature['label']}: {places}{more}")
+    lines += ["", "share   strongest paths through features"]
+    for path in summary["paths"][:_SHOWN]:
+        sign = "" if path["sign"] > 0 else "  (against it)"
+        lines.append(f"{path['weight']:6.2%}  {' > '.join(map(_node_shown, path['nodes']))}{sign}")
+    return "\n".join([*lines, ""])
+
+
+def _node_shown(node: Mapping[str, Any]) -> str:
+    if node["kind"] == "feature":
+        return f"{node['layer']}.{node['index']}@{node['position']} ({node['text']})"
+    return _shown(node["text"]) + (f"@{node['position']}" if node["kind"] == "token" else "")
+
+
+def _shown(text: str) -> str:
+    return repr(text) if text != text.strip() or not text.isprintable() else text
+
+
+def _words(args: Namespace, directory: Path | None, pair: Any, adapters: Any) -> Any:
+    """From the feature store, where there is one of these adapters."""
+    from tc_adapters_lens.errors import FeatureStoreError
+    from tc_adapters_lens.features.store import FeatureStore
+    from tc_adapters_lens.features.store_files import is_feature_store
+    from tc_adapters_lens.integrations.circuit_tracer.words import DecoderWords, StoreWords
+    from tc_adapters_lens.models.vocabulary import Vocabulary
+
+    if args.features is not None:
+        return StoreWords(FeatureStore.open(args.features, adapters))
+    store = None if directory is None else directory / FEATURE_STORES["replacement"]
+    if store is not None and is_feature_store(store):
+        try:
+            return StoreWords(FeatureStore.open(store, adapters))
+        except FeatureStoreError as other:
+            print(f"Features are named by what they promote alone: {other}")
+    if pair.tokenizer is None:
+        raise ConfigError("Graphs need a tokenizer to name tokens and features. Got a target without one.")
+    return DecoderWords(pair, adapters, Vocabulary.of(pair.tokenizer, pair.cfg.d_vocab))
+
+
+def _check(args: Namespace) -> None:
+    of_run.check_adapters_named(args)
+    if args.run is None and args.out is None:
+        raise ConfigError("--out must be given where there is no --run. It is missing.")
+    _require_one(args, ("prompt", "prompts", "tokens"), least=1)
+    _require_one(args, ("target_token", "contrast", "direction"), least=0)
+    _require_one(args, ("before", "end"), least=0)
+    for option in ("rows", "before", "end", "n"):
+        if args[option] is not None and args.tokens is None:
+            raise ConfigError(f"--{option} goes with --tokens, which is missing.")
+    for option in ("chat", "chat_template"):
+        if args[option] and args.tokens is not None:
+            raise ConfigError(f"{_flag(option)} goes with --prompt or --prompts. Got --tokens.")
+    for option in ("end", "n", "max_features", "max_logits", "max_links"):
+        if args[option] is not None and args[option] < 1:
+            raise ConfigError(f"{_flag(option)} must be at least 1. Got {args[option]}.")
+    for option in ("logit_share", "influence_share", "keep"):
+        if not 0 < args[option] <= 1:
+            raise ConfigError(f"{_flag(option)} must be over 0 and at most 1. Got {args[option]}.")
+    for option in ("node_threshold", "edge_threshold"):
+        if not 0 <= args[option] <= 1:
+            raise ConfigError(f"{_flag(option)} must be from 0 to 1. Got {args[option]}.")
+
+
+def _require_one(args: Namespace, names: Sequence[str], least: int) -> None:
+    given = [_flag(name) for name in names if args[name] is not None]
+    if not least <= len(given) <= 1:
+        flags = ", ".join(map(_flag, names))
+        how = "One of" if least else "At most one of"
+        raise ConfigError(f"{how} {flags} must be given. Got {' and '.join(given) or 'none'}.")
+
+
+def _flag(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
