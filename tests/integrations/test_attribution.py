@@ -166,6 +166,28 @@ def test_sources_may_be_missing(case: Case, zero_first: bool) -> None:
                 near(rows[: len(active)].sum(1) + terms, trace.pre[tuple(active.T)], 1e-9)
 
 
+@pytest.mark.parametrize("keep", [1.0, 0.9])
+@pytest.mark.parametrize("sampled", SAMPLED)
+def test_a_kept_graph_has_the_slow_edges_and_sums(case: Case, sampled: str, keep: float) -> None:
+    from tc_adapters_lens.integrations.circuit_tracer.trace import trace as trace_graph
+
+    active, into, out = case.edges(sampled, "relp")
+    trace = case.trace(sampled, "relp")
+    graph = trace_graph(TOKENS, case.model(torch.float64, sampled=sampled), targets=TARGETS, keep=keep)
+    assert graph.active_features.tolist() == active.tolist()
+    rows = torch.zeros(graph.n_rows, graph.n_sources)
+    rows[torch.arange(graph.n_rows).repeat_interleave(graph.row_starts.diff()), graph.columns] = graph.weights
+    expected = torch.cat([into.rows(active), out.rows(active)[TARGETS]])
+    near(torch.where(rows == 0, expected, rows.double()), expected, 1e-5)
+    dropped = torch.where(rows == 0, expected, 0)
+    assert (dropped.abs().sum(1) <= (1 - keep) * expected.abs().sum(1) + 1e-9).all()
+    assert bool(dropped.any()) == (keep < 1)
+    values = torch.cat([trace.pre[tuple(active.T)], trace.demeaned[-1, TARGETS]]).detach()
+    torch.testing.assert_close(graph.values.double(), values, atol=1e-5, rtol=1e-5)
+    sums = rows.sum(1) + graph.dropped_sum + sum(graph.terms.values())
+    torch.testing.assert_close(sums.double(), values, atol=2e-5, rtol=1e-5)
+
+
 def test_the_pair_is_shared_and_left_as_it_was(case: Case) -> None:
     pair, adapters = case.pair(torch.float32)
     before = {name: (param.data_ptr(), param.requires_grad) for name, param in pair.named_parameters()}
