@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 
 from tc_adapters_lens.cli import of_run, options
 from tc_adapters_lens.cli.parser import Parser
-from tc_adapters_lens.errors import ConfigError, MissingExtraError
+from tc_adapters_lens.errors import ConfigError
 from tc_adapters_lens.models.names import FEATURE_STORES, GRAPHS
 
 SUMMARY = "trace attribution graphs through adapter features, with circuit-tracer, and sum them up"
@@ -102,15 +102,9 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: Namespace) -> dict[str, Any]:
     _check(args)
-    try:
-        import circuit_tracer  # noqa: F401
-    except ModuleNotFoundError as missing:
-        if missing.name != "circuit_tracer":
-            raise
-        raise MissingExtraError(
-            "`tc-adapters graph` needs circuit-tracer, which is not installed: "
-            'pip install "tc-adapters-lens[attribution]"'
-        ) from missing
+    from tc_adapters_lens.integrations.circuit_tracer.extra import require_circuit_tracer
+
+    require_circuit_tracer()
     from tc_adapters_lens.cli.graph_prompts import TextPrompts, TokenPrompts, parse_rows
     from tc_adapters_lens.cli.graph_tracing import GraphSettings, GraphView, make_graphs
     from tc_adapters_lens.integrations.circuit_tracer.replacement import replacement_model

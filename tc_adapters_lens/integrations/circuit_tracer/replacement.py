@@ -31,7 +31,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tc_adapters_lens.core.relp import Rule
-from tc_adapters_lens.errors import ConfigError, DataError
+from tc_adapters_lens.errors import ConfigError, DataError, GraphError
 from tc_adapters_lens.integrations.circuit_tracer.account import Account
 from tc_adapters_lens.integrations.circuit_tracer.context import FrozenContext
 from tc_adapters_lens.integrations.circuit_tracer.frozen import FrozenModel, is_recorded
@@ -91,11 +91,12 @@ def replacement_model(
     made = AdapterReplacementModel(cfg, model.tokenizer, move_to_device=False)
     made.cfg.n_ctx = model.cfg.n_ctx
     base, others = ".mlp.base.", ".mlp." if sampled == "replacement" else ".mlp.base."
-    state = model.state_dict()
-    weights = {name: tensor for name, tensor in state.items() if others not in name}
+    shared = {name: param.detach() for name, param in model.named_parameters()}
+    weights = {name: param for name, param in shared.items() if others not in name}
     if sampled == "replacement":
-        weights |= {name.replace(base, ".mlp."): tensor for name, tensor in state.items() if base in name}
-    made.load_state_dict(weights, assign=True)
+        weights |= {name.replace(base, ".mlp."): param for name, param in shared.items() if base in name}
+    made.load_state_dict({**dict(made.named_buffers()), **weights}, assign=True)
+    made.move_model_modules_to_device()
     transcoders = AdapterTranscoders(model, adapters, rule, scan)
     if sampled == "replacement":
         for block, transcoder in zip(cast(Any, made.blocks), transcoders, strict=True):
@@ -150,10 +151,16 @@ class AdapterReplacementModel(TransformerLensReplacementModel):
         if not isinstance(ctx, FrozenContext):
             super().run_forward_pass(input_ids, batch_size, ctx)
 
+    def get_offload_targets_phase0(self) -> list:
+        """None, here and below: weights are shared with the pair, so nothing is freed where they are moved away."""
+        return []
+
+    get_offload_targets_phase1 = get_offload_targets_phase2 = get_offload_targets_phase0
+
     @torch.no_grad()
     def account(self, tokens: Int[Tensor, " pos"]) -> Account:
         """What the nodes of a prompt's graph have besides their edges, in the order of `setup_attribution`."""
-        context, frozen, recorded = self._set_up(tokens)
+        context, frozen, recorded = self._set_up(self.ensure_tokenized(tokens))
         inputs, outputs = _per_layer(recorded, FEATURE_INPUT), _per_layer(recorded, FEATURE_OUTPUT)
         first = self.zero_positions
         left_out = [torch.zeros_like(x) for x in inputs]
@@ -190,6 +197,8 @@ class AdapterReplacementModel(TransformerLensReplacementModel):
             super().__del__()
 
     def _set_up(self, tokens: Int[Tensor, " pos"]) -> tuple[AttributionContext, FrozenModel, dict[str, Tensor]]:
+        if len(tokens) < 2:
+            raise GraphError(f"A graph needs a prompt of at least 2 tokens. Got {len(tokens)}.")
         context: list[AttributionContext] = []
         recorded = self._record(
             tokens,
