@@ -1,15 +1,15 @@
-"""Nodes per second of an attribution graph, ours beside circuit-tracer's own, and the memory that a long prompt's takes.
+"""Nodes per second of an attribution graph beside circuit-tracer's own, and the memory that a long prompt's takes.
 
     bash scripts/bench_graph
     bash scripts/bench_graph --repeats 1 --long 0 --json bench.json
 
 - Speed: the same graph of the same replacement model, made by `trace` (rows from the frozen linear model, sparse links)
   and by circuit-tracer's `attribute` (autograd over copies of the prompt, dense matrix) at several batch sizes.
-  Random models and adapters, biases set so that about `--l0` features are active per token and layer. Both compute the
-  targets' rows and those of `--nodes` features, chosen by influence; they must choose the same, and their edges agree to
-  1e-5, or this stops. Repetitions alternate; ratios are taken within one.
-- Memory: a prompt of `--long` tokens on the built-in pair with random adapters, all features traced, in a process of its
-  own. The pair was trained on 512 positions; its rotary embeddings go on.
+  Random models and adapters, biases set so that about `--l0` features are active per token and layer. Both compute
+  the targets' rows and those of `--nodes` features, chosen by influence; they must choose the same, and their edges
+  agree to 1e-5, or this stops. Repetitions alternate; ratios are taken within one.
+- Memory: a prompt of `--long` tokens on the built-in pair, all features traced, in a process of its own; adapters are
+  those of `--run`, or random. The pair was trained on 512 positions; its rotary embeddings go on.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from tc_adapters_lens.integrations.circuit_tracer.prune import prune
 from tc_adapters_lens.integrations.circuit_tracer.replacement import AdapterReplacementModel, replacement_model
 from tc_adapters_lens.integrations.circuit_tracer.summary import largest_gap
 from tc_adapters_lens.integrations.circuit_tracer.trace import trace
+from tc_adapters_lens.models.names import ADAPTERS
 
 _TARGETS = 3
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes of ru_maxrss
@@ -91,12 +92,15 @@ def measured_speed(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def measured_memory(n_tokens: int, l0: float, threads: int) -> dict[str, Any]:
+def measured_memory(n_tokens: int, run: str | None, l0: float, threads: int) -> dict[str, Any]:
     """A long prompt's graph on the built-in pair. Peak memory is this process's own, from its start."""
     torch.set_num_threads(threads)
     pair = load_pair("toy:base", "toy:target")
     pair.cfg.n_ctx = max(pair.cfg.n_ctx, n_tokens)
-    model = _with_random_adapters(pair, n_features=1024, l0=l0)
+    if run is None:
+        model = _with_random_adapters(pair, n_features=1024, l0=l0)
+    else:
+        model = replacement_model(pair, AdapterSet.load(Path(run) / ADAPTERS, pair=pair.pair))
     rows = [json.loads(line)["input_ids"] for line in toy.EVAL_TOKENS.read_text(encoding="utf-8").splitlines()]
     tokens = torch.tensor([token for row in rows for token in row][:n_tokens])
     started = time.perf_counter()
@@ -150,12 +154,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--long", type=int, default=2000, help="tokens of the prompt whose memory counts; 0: none")
     parser.add_argument("--long-l0", type=float, default=4.4, help="active features per token and layer, there")
+    parser.add_argument("--run", help="a run on the built-in pair whose adapters are taken there; default: random ones")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only-long", action="store_true", help=argparse.SUPPRESS)  # the process of its own
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
     if args.only_long:
-        print(json.dumps(measured_memory(args.long, args.long_l0, args.threads)))
+        print(json.dumps(measured_memory(args.long, args.run, args.long_l0, args.threads)))
         return
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore", message="Full backward hook is firing")  # circuit-tracer's hooks
@@ -172,6 +177,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"ours is {speed['times_as_fast']:.2f} times as fast as {speed['best_of_circuit_tracer']}")
     if args.long:
         options = ["--long", str(args.long), "--long-l0", str(args.long_l0), "--threads", str(args.threads)]
+        options += [] if args.run is None else ["--run", args.run]
         done = subprocess.run(
             [sys.executable, "-m", "scripts.bench_graph", "--only-long", *options],
             check=True,
@@ -181,8 +187,8 @@ def main(argv: list[str] | None = None) -> None:
         memory = result["memory"] = json.loads(done.stdout.splitlines()[-1])
         print(
             f"{memory['n_tokens']:,} tokens, {memory['active_features']:,} features (L0 {memory['l0']:.1f}), "
-            f"{memory['links']:,} links: {memory['peak_gib']:.2f} GiB at most, {memory['seconds_traced']:.0f} s traced, "
-            f"{memory['seconds_pruned']:.0f} s pruned; a dense matrix alone takes {memory['dense_matrix_gib']:.2f} GiB"
+            f"{memory['links']:,} links: {memory['peak_gib']:.2f} GiB at most, {memory['seconds_traced']:.0f} s traced,"
+            f" {memory['seconds_pruned']:.0f} s pruned; a dense matrix alone takes {memory['dense_matrix_gib']:.2f} GiB"
         )
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n")

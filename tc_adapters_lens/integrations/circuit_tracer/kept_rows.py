@@ -33,32 +33,33 @@ class KeptRows(NamedTuple):
     dropped_abs: Float[Tensor, "n_rows"]
 
 
-def largest(rows: Float[Tensor, "n_rows n_sources"], keep: float) -> KeptRows:
+def largest(rows: Float[Tensor, "n_rows n_sources"], keep: Float[Tensor, "n_rows"]) -> KeptRows:
     """Of each row the fewest entries that make up the share `keep` of its absolute sum, and equally large ones.
 
     Args:
-        keep: over 0; 1 keeps all that are not 0.
+        keep: each row's, on the CPU; 1 keeps all that are not 0, 0 keeps none but the largest.
     Raises:
         GraphError: an entry is not finite.
     """
     reached = rows.any(0).nonzero().squeeze(1)  # no row of a batch has more sources
     chunk = max(1, _AT_ONCE // max(1, len(reached)))
-    parts = [_largest(part, reached, keep) for part in rows[:, reached].float().split(chunk)]
+    pieces = zip(rows[:, reached].float().split(chunk), keep.double().to(rows.device).split(chunk), strict=True)
+    parts = [_largest(part, reached, own) for part, own in pieces]
     if len(parts) == 1:
         return parts[0]
     counts = torch.cat([part.edges.starts.diff() for part in parts])
     return _joined(parts, torch.arange(len(counts)), counts)
 
 
-def _largest(rows: Tensor, reached: Tensor, keep: float) -> KeptRows:
+def _largest(rows: Tensor, reached: Tensor, keep: Tensor) -> KeptRows:
     size = rows.abs()
     row_abs = size.sum(1, dtype=torch.float64)
     if not row_abs.isfinite().all():
         raise GraphError("Direct effects must be finite. Got NaN or infinity; load the pair in float32.")
     kept = size > 0
-    if keep < 1 and len(reached):
+    if (keep < 1).any() and len(reached):
         small_first = size.sort(1).values if size.is_cuda else torch.from_numpy(np.sort(size.numpy(), 1))
-        below = small_first.cumsum(1, dtype=torch.float64) <= (1 - keep) * row_abs[:, None]
+        below = small_first.cumsum(1, dtype=torch.float64) <= ((1 - keep) * row_abs)[:, None]
         at = below.sum(1, keepdim=True).clamp(max=len(reached) - 1)
         kept &= size >= small_first.gather(1, at)
     dropped = rows.masked_fill(kept, 0)
@@ -72,6 +73,9 @@ def _largest(rows: Tensor, reached: Tensor, keep: float) -> KeptRows:
 class Store:
     """Rows of features and targets as they come, in any order.
 
+    Attributes:
+        handed_down: what the rows so far leave to each source, of the influence they were added with.
+
     Args:
         layers: of all active features, ascending.
         n_layers: of the model.
@@ -81,13 +85,19 @@ class Store:
     def __init__(self, layers: Int[Tensor, "n_active"], n_layers: int, n_pos: int):
         self.n_sources = len(layers) + (n_layers + 1) * n_pos
         self.n_edges = 0
+        self.handed_down = torch.zeros(self.n_sources, dtype=torch.float64)
         self._first_of = torch.searchsorted(layers, torch.arange(n_layers + 1))
         self._ids: list[Tensor] = []
         self._rows: list[KeptRows] = []
         self._of_layer: list[list[tuple[Tensor, Edges, Tensor]]] = [[] for _ in range(n_layers + 1)]
 
-    def add(self, ids: Int[Tensor, "n_rows"], rows: KeptRows) -> None:
-        """Rows of active features, ascending, or of targets, whose ids go on from `n_sources`."""
+    def add(self, ids: Int[Tensor, "n_rows"], rows: KeptRows, influence: Float[Tensor, "n_rows"]) -> None:
+        """Rows of active features, ascending, or of targets, whose ids go on from `n_sources`.
+
+        Args:
+            influence: the rows' own.
+        """
+        rows.edges.hand_down(influence / rows.row_abs.clamp(min=TINY), self.handed_down)
         self._ids.append(ids)
         self._rows.append(rows)
         self.n_edges += len(rows.edges.sources)

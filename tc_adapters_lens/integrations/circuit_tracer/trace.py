@@ -36,7 +36,7 @@ def trace(
     batch_size: int | None = None,
     max_feature_nodes: int | None = None,
     influence_share: float = 1.0,
-    keep: float = 0.9999,
+    keep: float = 0.999,
     update_interval: int = 4,
     memory_limit: int | None = None,
     info: Mapping[str, Any] | None = None,
@@ -56,7 +56,8 @@ def trace(
         batch_size: rows computed at once; None: as the memory allows, at most 256.
         max_feature_nodes: rows of so many features; None: of all.
         influence_share: stop once no more than 1 - this share of the targets' influence ends in features without a row.
-        keep: of each row the largest entries that make up this share of its absolute sum.
+        keep: each row keeps its largest entries, with this share of its absolute sum; rows that hardly matter may lose
+            more than the rest, all together at most 1 - keep of the targets' influence.
         update_interval: batches after which features are ranked anew.
         memory_limit: bytes that the edges and their pruning may take; None: what is free.
         info: what the graph says about itself beside what is known here.
@@ -76,15 +77,15 @@ def trace(
     at_once = min(batch_size or _fitting(ctx, model), max(n_rows, len(chosen.records)))
     with torch.enable_grad():
         model.run_forward_pass(tokens, at_once, ctx)
-    tracing = _Tracing(ctx, at_once, keep)
     n_features = min(max_feature_nodes or n_rows, n_rows)
+    tracing = _Tracing(ctx, at_once, keep, chosen.probabilities, n_features)
     total = n_features + len(chosen.records)
     for n_done in tracing.over_targets(chosen.vectors):
         progress(n_done, total)
     limit = _free_memory() if memory_limit is None else memory_limit
     if limit is not None:
         tracing.check_memory(n_features, limit)
-    for n_done in tracing.over_features(chosen.probabilities, n_features, influence_share, update_interval):
+    for n_done in tracing.over_features(n_features, influence_share, update_interval):
         progress(n_done, total)
         if limit is not None and tracing.store.n_edges * BYTES_PER_EDGE > limit:
             n_fit = n_done - len(chosen.records)
@@ -135,10 +136,17 @@ def _graph(
 
 
 class _Tracing:
-    """The rows' computation, batch by batch."""
+    """The rows' computation, batch by batch.
 
-    def __init__(self, ctx: Any, batch_size: int, keep: float):
+    Args:
+        of_targets: the targets' own influence.
+        n_features: how many features' rows there will be, at most.
+    """
+
+    def __init__(self, ctx: Any, batch_size: int, keep: float, of_targets: Tensor, n_features: int):
         self.ctx, self.batch_size, self.keep = ctx, batch_size, keep
+        self.of_targets = of_targets.double().abs()
+        self.n_rows = n_features + len(of_targets)
         self.layers, self.positions, _ = ctx.activation_matrix.indices()
         self.n_layers, self.n_pos, _ = ctx.activation_matrix.shape
         self.store = Store(self.layers.cpu(), self.n_layers, self.n_pos)
@@ -150,26 +158,33 @@ class _Tracing:
             rows = self.ctx.compute_batch(
                 torch.full((len(ids),), self.n_layers), torch.full((len(ids),), self.n_pos - 1), vectors[ids]
             )
-            self._add(ids + self.store.n_sources, rows)
+            self._add(ids + self.store.n_sources, rows, self.of_targets[ids])
             yield self.n_done
 
-    def over_features(self, of_targets: Tensor, n_features: int, share: float, interval: int) -> Iterator[int]:
-        """Compute features' rows, the most influential first unless all are wanted; gives how many rows are done."""
+    def over_features(self, n_features: int, share: float, interval: int) -> Iterator[int]:
+        """Compute features' rows; gives how many rows are done.
+
+        All of them from the top layer down, so that a feature's influence is known before its row is; or else the most
+        influential first, by what is known.
+        """
         n_active, n_targets = len(self.layers), self.n_done
         if n_features == n_active and share == 1:
-            for ids in torch.arange(n_active).split(self.batch_size):
-                self._add(ids, self._rows_of(ids))
-                yield self.n_done
+            layers = self.layers.cpu()
+            for layer in reversed(range(self.n_layers)):
+                for ids in (layers == layer).nonzero().squeeze(1).split(self.batch_size):
+                    self._add(ids, self._rows_of(ids), self.store.handed_down[ids])
+                    yield self.n_done
             return
         visited = torch.zeros(n_active, dtype=torch.bool)
         while (n_left := n_features - (self.n_done - n_targets)) > 0:
-            influences = self.store.influences(of_targets)[:n_active].masked_fill_(visited, -1)
-            if share < 1 and influences.clamp(min=0).sum() <= (1 - share) * of_targets.double().abs().sum():
+            influences = self.store.influences(self.of_targets)[:n_active]
+            unvisited = influences.masked_fill(visited, -1)
+            if share < 1 and unvisited.clamp(min=0).sum() <= (1 - share) * self.of_targets.sum():
                 return
-            queue = influences.topk(min(interval * self.batch_size, n_left)).indices.sort().values
+            queue = unvisited.topk(min(interval * self.batch_size, n_left)).indices.sort().values
             visited[queue] = True
             for ids in queue.split(self.batch_size):
-                self._add(ids, self._rows_of(ids))
+                self._add(ids, self._rows_of(ids), influences[ids])
                 yield self.n_done
 
     def check_memory(self, n_features: int, limit: int) -> None:
@@ -183,7 +198,8 @@ class _Tracing:
         if most * BYTES_PER_EDGE <= limit:
             return
         sample = torch.linspace(0, n_active - 1, min(self.batch_size, n_active)).long().unique()
-        per_row = len(largest(self._rows_of(sample), self.keep).edges.sources) / len(sample)
+        kept = largest(self._rows_of(sample), torch.full((len(sample),), self.keep))
+        per_row = len(kept.edges.sources) / len(sample)
         n_fit = int(max(0, limit / BYTES_PER_EDGE - self.store.n_edges) / max(per_row, 1e-9))
         if n_fit < n_features:
             raise GraphError(_too_many(round(n_features * per_row), n_features, limit, n_fit))
@@ -192,9 +208,16 @@ class _Tracing:
         here = ids.to(self.layers.device)
         return self.ctx.compute_batch(self.layers[here], self.positions[here], self.ctx.encoder_vecs[here])
 
-    def _add(self, ids: Tensor, rows: Tensor) -> None:
-        self.store.add(ids, largest(rows.detach(), self.keep))
+    def _add(self, ids: Tensor, rows: Tensor, influence: Tensor) -> None:
+        self.store.add(ids, largest(rows.detach(), self._keep(influence)), influence)
         self.n_done += len(ids)
+
+    def _keep(self, influence: Tensor) -> Tensor:
+        """What share of each row is kept."""
+        if self.keep == 1:
+            return torch.ones_like(influence)
+        may_lose = (1 - self.keep) * self.of_targets.sum() / self.n_rows
+        return (1 - may_lose / influence.clamp(min=may_lose)).clamp(max=self.keep)
 
 
 def _too_many(n_edges: int, n_features: int, limit: int, n_fit: int) -> str:
