@@ -12,6 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tc_adapters_lens.errors import GraphError
+from tc_adapters_lens.integrations.circuit_tracer.influence import target_shares
 from tc_adapters_lens.integrations.circuit_tracer.kept_rows import BYTES_PER_EDGE, Store, largest
 from tc_adapters_lens.integrations.circuit_tracer.sparse_graph import SparseGraph
 from tc_adapters_lens.integrations.circuit_tracer.targets import Explained, GraphTargets, explained
@@ -81,10 +82,11 @@ def trace(
     total = n_features + len(chosen.records)
     for n_done in tracing.over_targets(chosen.vectors):
         progress(n_done, total)
+    of_targets = target_shares(chosen.probabilities)
     limit = _free_memory() if memory_limit is None else memory_limit
     if limit is not None:
         tracing.check_memory(n_features, limit)
-    for n_done in tracing.over_features(chosen.probabilities, n_features, influence_share, update_interval):
+    for n_done in tracing.over_features(of_targets, n_features, influence_share, update_interval):
         progress(n_done, total)
         if limit is not None and tracing.store.n_edges * BYTES_PER_EDGE > limit:
             n_fit = n_done - len(chosen.records)
@@ -164,7 +166,7 @@ class _Tracing:
         visited = torch.zeros(n_active, dtype=torch.bool)
         while (n_left := n_features - (self.n_done - n_targets)) > 0:
             influences = self.store.influences(of_targets)[:n_active].masked_fill_(visited, -1)
-            if share < 1 and influences.clamp(min=0).sum() <= (1 - share) * of_targets.double().abs().sum():
+            if share < 1 and influences.clamp(min=0).sum() <= 1 - share:
                 return
             queue = influences.topk(min(interval * self.batch_size, n_left)).indices.sort().values
             visited[queue] = True
@@ -201,7 +203,7 @@ def _too_many(n_edges: int, n_features: int, limit: int, n_fit: int) -> str:
     needed = n_edges * BYTES_PER_EDGE / _GIB
     return (
         f"The graph's edges must fit into {limit / _GIB:,.2f} GiB. Got about {n_edges:,} of {n_features:,} features, "
-        f"which take {needed:,.2f} GiB; about {n_fit:,} features fit: lower max_feature_nodes or keep."
+        f"which take {needed:,.2f} GiB; about {n_fit:,} features fit: trace so many (max_feature_nodes) or lower keep."
     )
 
 
