@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import Namespace
 
 from tc_adapters_lens.cli import of_run, options
+from tc_adapters_lens.cli.output import write_json
 from tc_adapters_lens.cli.parser import Parser
-from tc_adapters_lens.errors import ConfigError
+from tc_adapters_lens.errors import ConfigError, DataError, FeatureStoreError, GraphError
 from tc_adapters_lens.models.names import FEATURE_STORES, GRAPHS
+
+if TYPE_CHECKING:
+    from tc_adapters_lens.cli.graph_prompts import GraphPrompt
+    from tc_adapters_lens.integrations.circuit_tracer.replacement import AdapterReplacementModel
+    from tc_adapters_lens.integrations.circuit_tracer.summary import Words
+    from tc_adapters_lens.models.adapter_set import AdapterSet
+    from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
 
 SUMMARY = "trace attribution graphs through adapter features, with circuit-tracer, and sum them up"
 EXAMPLE = """\
@@ -24,15 +32,15 @@ examples:
 OUT gets SLUG.json (circuit-tracer's own graph file) and SLUG/ with summary.json, graph.svg, graph.png and all edges.
 `tc-adapters serve RUN` shows them. The same command again makes only what is not there."""
 
-_SHOWN = 10
-
 
 def add_arguments(parser: Parser) -> None:
     of_run.add_adapters(parser, "graphs/")
     parser.add_argument("--prompt", type=str | None, metavar="TEXT", help="a text; what comes after it is explained")
     parser.add_argument("--prompts", type=str | None, metavar="DIR", help="a directory of .txt files, a prompt in each")
     parser.add_argument("--chat", action="store_true", help="texts are a user's messages, put into the chat template")
-    parser.add_argument("--chat-template", type=str | None, metavar="FILE", help="Jinja; default: the tokenizer's")
+    parser.add_argument(
+        "--chat-template", type=str | None, metavar="FILE", help="Jinja, for --chat and for chats in --tokens"
+    )
     parser.add_argument(
         "--tokens",
         type=str | None,
@@ -105,20 +113,32 @@ def run(args: Namespace) -> dict[str, Any]:
     from tc_adapters_lens.integrations.circuit_tracer.extra import require_circuit_tracer
 
     require_circuit_tracer()
-    from tc_adapters_lens.cli.graph_prompts import TextPrompts, TokenPrompts, parse_rows
-    from tc_adapters_lens.cli.graph_tracing import GraphSettings, GraphView, make_graphs
+    from tc_adapters_lens.cli.graph_output import GraphView
+    from tc_adapters_lens.cli.graph_prompts import parse_rows
+    from tc_adapters_lens.cli.graph_text import graph_text
+    from tc_adapters_lens.cli.graph_tracing import GraphSettings, make_graphs
+    from tc_adapters_lens.integrations.circuit_tracer.graph_files import check_slug
     from tc_adapters_lens.integrations.circuit_tracer.replacement import replacement_model
     from tc_adapters_lens.models.adapter_set import AdapterSet
-    from tc_adapters_lens.training.config import DataConfig
 
     rows = None if args.rows is None else parse_rows(args.rows)
-    chat_template = args.chat_template  # the run's is for whole chats
+    if args.name is not None:
+        try:
+            check_slug(args.name)
+        except GraphError as error:
+            raise ConfigError(str(error)) from error
+    prompt_template = args.chat_template  # the run's is for whole chats
     directory = of_run.take_from_run(args)
     place = {"dtype": options.torch_dtype(args.dtype), "device": options.torch_device(args.device)}
     pair = of_run.load_named_pair(args, **place)
+    if pair.tokenizer is None:
+        raise DataError(
+            "A graph needs a tokenizer, to name tokens. Got a target without one; save its tokenizer there."
+        )
     adapters = AdapterSet.from_pretrained(
         args.adapters, pair=pair.pair, allow_other_pair=args.allow_other_pair, **place
     )
+    words = _words(args, directory, pair, adapters)
     settings = GraphSettings(
         **{name: args[name] for name in ("sampled", "rule", "zero_first", "direction", "max_logits", "logit_share")},
         **{name: args[name] for name in ("max_features", "influence_share", "keep")},
@@ -128,87 +148,63 @@ def run(args: Namespace) -> dict[str, Any]:
     model = replacement_model(
         pair, adapters, sampled=settings.sampled, rule=settings.rule, zero_first=settings.zero_first
     )
-    if args.tokens is not None:
-        data = DataConfig(path=args.tokens, loss_on="all", chat_template=chat_template)
-        prompts = TokenPrompts(data, rows, args.before, args.end, args.n).load(pair)
-    else:
-        texts = TextPrompts(args.prompt, args.prompts, args.chat, chat_template)
-        prompts = texts.load(pair, lambda text: model.ensure_tokenized(text).tolist())
-    made = make_graphs(
-        model,
-        prompts,
-        settings,
-        GraphView(args.node_threshold, args.edge_threshold, args.max_links),
-        _words(args, directory, pair, adapters),
-        out := Path(args.out) if args.out else (directory or Path()) / GRAPHS,
-        {"pair": pair.pair.to_dict(), "adapters_fingerprint": adapters.fingerprint()},
-        args.name,
-    )
-    for summary in made:
-        print(graph_text(summary))
-    n_made = sum(summary["made"] for summary in made)
-    there = f", {len(made) - n_made} were there" if n_made < len(made) else ""
-    print(
-        f"Written: {n_made} of {len(made)} graphs{there}: {out}. To look at them: tc-adapters serve {directory or out}"
-    )
-    return {"graphs": made}
-
-
-def graph_text(summary: Mapping[str, Any]) -> str:
-    """A graph's summary, to be read."""
-    shares, size = summary["shares"], summary["size"]
-    biases = sum(shares["terms"].values())
-    tokens = shares["tokens_through_features"] + shares["tokens_direct"]
-    lines = [
-        (
-            f"{summary['slug']}: {summary['n_tokens']:,} tokens, {size['active_features']:,} active features, "
-            f"{size['links']:,} links"
-        ),
-        "",
-        "explained                probability     logit   features     tokens     errors     biases",
-    ]
-    for target in summary["targets"]:
-        lines.append(
-            f"{_shown(target['label']):24} {target['probability']:11.1%} {target['value']:+9.2f}  "
-            f"{target['features']:+9.2f}  {target['tokens']:+9.2f}  {target['errors']:+9.2f}  "
-            f"{sum(target['terms'].values()):+9.2f}"
+    prompts = _prompts(args, rows, prompt_template, pair, model)
+    out = Path(args.out).expanduser() if args.out else (directory or Path()) / GRAPHS
+    view = GraphView(args.node_threshold, args.edge_threshold, args.max_links)
+    about = {"pair": pair.pair.to_dict(), "adapters_fingerprint": adapters.fingerprint()}
+    graphs: list[dict[str, Any]] = []
+    failed: list[dict[str, str]] = []
+    try:
+        for outcome in make_graphs(model, prompts, settings, view, words, out, about, args.name):
+            if outcome.summary is None:
+                failed.append({"slug": outcome.slug, "error": outcome.failure})
+            else:
+                graphs.append({"slug": outcome.slug, "made": outcome.made, **outcome.summary})
+                print(graph_text(outcome.slug, outcome.summary), flush=True)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"Stopped with {len(graphs)} of {len(prompts)} graphs in {out}; the same command goes on."
+        ) from None
+    result = {"graphs": graphs, "failed": failed}
+    if failed:
+        if args.json is not None:
+            write_json(args.json, result)
+        first = failed[0]
+        raise GraphError(
+            first["error"]
+            if len(prompts) == 1
+            else f"{len(failed)} of {len(prompts)} graphs could not be made, the others are in {out}. "
+            f"{first['slug']}: {first['error']}"
         )
-    lines += [
-        "",
-        (
-            f"influence ends in tokens {tokens:.1%} ({shares['tokens_through_features']:.1%} through a feature), "
-            f"biases {biases:.1%}, errors {shares['errors']:.1%}, features not traced {shares['without_rows']:.1%}, "
-            f"small links {shares['dropped']:.2%}"
-        ),
-        f"links and biases add up to every node's value within {summary['largest_gap']:.0e} of what enters it",
-        "",
-        "feature   influence  promotes, and where it is a node",
-    ]
-    for feature in summary["features"][:_SHOWN]:
-        places = ", ".join(f"{_shown(node['token'])}@{node['position']}" for node in feature["nodes"][:4])
-        more = f" and {len(feature['nodes']) - 4} more" if len(feature["nodes"]) > 4 else ""
-        name = f"{feature['layer']}.{feature['feature']}"
-        lines.append(f"{name:9} {feature['influence']:9.1%}  {feature['label']}: {places}{more}")
-    lines += ["", "share   strongest paths through features"]
-    for path in summary["paths"][:_SHOWN]:
-        sign = "" if path["sign"] > 0 else "  (against it)"
-        lines.append(f"{path['weight']:6.2%}  {' > '.join(map(_node_shown, path['nodes']))}{sign}")
-    return "\n".join([*lines, ""])
+    n_made = sum(graph["made"] for graph in graphs)
+    there = f", {len(graphs) - n_made} were there" if n_made < len(graphs) else ""
+    served = directory is not None and out.resolve() == (directory / GRAPHS).resolve()
+    print(
+        f"Written: {n_made} of {len(graphs)} graphs{there}: {out}."
+        + (f" To look at them: tc-adapters serve {directory}" if served else "")
+    )
+    return result
 
 
-def _node_shown(node: Mapping[str, Any]) -> str:
-    if node["kind"] == "feature":
-        return f"{node['layer']}.{node['index']}@{node['position']} ({node['text']})"
-    return _shown(node["text"]) + (f"@{node['position']}" if node["kind"] == "token" else "")
+def _prompts(
+    args: Namespace,
+    rows: tuple[int, ...] | None,
+    prompt_template: str | None,
+    pair: HookedDiffTransformer,
+    model: AdapterReplacementModel,
+) -> list[GraphPrompt]:
+    from tc_adapters_lens.cli.graph_prompts import TextPrompts, TokenPrompts
+    from tc_adapters_lens.training.config import DataConfig
+
+    if args.tokens is None:
+        texts = TextPrompts(args.prompt, args.prompts, args.chat, prompt_template)
+        return texts.load(pair, lambda text: model.ensure_tokenized(text).tolist())
+    data = DataConfig(path=args.tokens, loss_on="all", chat_template=args.chat_template)
+    return TokenPrompts(data, rows, args.before, args.end, args.n).load(pair)
 
 
-def _shown(text: str) -> str:
-    return repr(text) if text != text.strip() or not text.isprintable() else text
-
-
-def _words(args: Namespace, directory: Path | None, pair: Any, adapters: Any) -> Any:
+def _words(args: Namespace, directory: Path | None, pair: HookedDiffTransformer, adapters: AdapterSet) -> Words:
     """From the feature store, where there is one of these adapters."""
-    from tc_adapters_lens.errors import FeatureStoreError
     from tc_adapters_lens.features.store import FeatureStore
     from tc_adapters_lens.features.store_files import is_feature_store
     from tc_adapters_lens.integrations.circuit_tracer.words import DecoderWords, StoreWords
@@ -222,8 +218,7 @@ def _words(args: Namespace, directory: Path | None, pair: Any, adapters: Any) ->
             return StoreWords(FeatureStore.open(store, adapters))
         except FeatureStoreError as other:
             print(f"Features are named by what they promote alone: {other}")
-    if pair.tokenizer is None:
-        raise ConfigError("Graphs need a tokenizer to name tokens and features. Got a target without one.")
+    assert pair.tokenizer is not None
     return DecoderWords(pair, adapters, Vocabulary.of(pair.tokenizer, pair.cfg.d_vocab))
 
 
@@ -237,9 +232,12 @@ def _check(args: Namespace) -> None:
     for option in ("rows", "before", "end", "n"):
         if args[option] is not None and args.tokens is None:
             raise ConfigError(f"--{option} goes with --tokens, which is missing.")
-    for option in ("chat", "chat_template"):
-        if args[option] and args.tokens is not None:
-            raise ConfigError(f"{_flag(option)} goes with --prompt or --prompts. Got --tokens.")
+    if args.before is not None and not args.before.strip():
+        raise ConfigError(f"--before must be a word. Got {args.before!r}.")
+    if args.chat and args.tokens is not None:
+        raise ConfigError("--chat goes with --prompt or --prompts. Got --tokens.")
+    if args.chat_template is not None and not args.chat and args.tokens is None:
+        raise ConfigError("--chat-template goes with --chat or --tokens, which are missing.")
     for option in ("end", "n", "max_features", "max_logits", "max_links"):
         if args[option] is not None and args[option] < 1:
             raise ConfigError(f"{_flag(option)} must be at least 1. Got {args[option]}.")

@@ -21,6 +21,7 @@ from tc_adapters_lens.training.labels import load_labelled
 __all__ = ["GraphPrompt", "TextPrompts", "TokenPrompts", "parse_rows"]
 
 _NAME_LENGTH = 40
+_MOST_ROWS = 100_000
 
 
 class GraphPrompt(NamedTuple):
@@ -37,7 +38,7 @@ class GraphPrompt(NamedTuple):
 
 @dataclass(frozen=True)
 class TextPrompts:
-    """A text, or the .txt files of a directory, each as it is or as a user's message.
+    """A text, or the .txt files of a directory without their last line break, each as it is or as a user's message.
 
     prompt, directory: one of them is given.
     chat: whether they are messages, that the target is to answer.
@@ -54,12 +55,12 @@ class TextPrompts:
         Args:
             encode: a text's token ids.
         Raises:
-            DataError: no tokenizer, no text, or one that the chat template does not take.
+            DataError: no text, or one that the chat template does not take.
         """
-        if model.tokenizer is None:
-            raise DataError("Text needs a tokenizer. Got a target without one; use --tokens.")
         made = []
         for name, text, source in self._texts():
+            if not _is_unicode(text):
+                raise DataError(f"A prompt must be text in UTF-8. Got other bytes in {source}.")
             if not text.strip():
                 raise DataError(f"A prompt must be of at least a word. Got none in {source}.")
             tokens = self._message(model, text) if self.chat else encode(text)
@@ -78,9 +79,10 @@ class TextPrompts:
             raise DataError(f"--prompts must be a directory with .txt files, a prompt in each. Got {directory}.")
         for file in files:
             try:
-                yield _name(file.stem), file.read_text(encoding="utf-8"), file.name
+                text = file.read_text(encoding="utf-8-sig")
             except (OSError, UnicodeDecodeError) as error:
                 raise DataError(f"{file} must be text in UTF-8. Got: {' '.join(str(error).split())}.") from error
+            yield _name(file.stem), text.removesuffix("\n"), file.name
 
     def _message(self, model: HookedDiffTransformer, text: str) -> list[int]:
         template = None if self.chat_template is None else read_chat_template(self.chat_template)
@@ -99,8 +101,9 @@ class TokenPrompts:
 
     data: the sequences; path "toy": the built-in pair's.
     rows: which of them, None for all.
-    before: ends before the response's first token that is this word, in any case; rows without it are left out.
-    end: else after so many tokens; None: where the response begins, or before the last token of plain text.
+    before: ends before the first token that is this word, in any case, of what the assistant wrote (of anything, where
+        nothing tells that); rows without it are left out.
+    end: else after so many tokens; None: where the first response begins, or before the last token where nothing tells.
     n: at most so many graphs, the first.
     """
 
@@ -120,17 +123,13 @@ class TokenPrompts:
         n_rows = len(offsets) - 1
         if self.rows is not None and max(self.rows) >= n_rows:
             raise DataError(f"--rows must be from 0 to {n_rows - 1}. Got {max(self.rows)}.")
-        vocabulary = None
-        if self.before is not None:
-            if model.tokenizer is None:
-                raise DataError("--before needs a tokenizer. Got a target without one; use --end.")
-            vocabulary = Vocabulary.of(model.tokenizer, model.cfg.d_vocab)
+        assert model.tokenizer is not None
+        vocabulary = Vocabulary.of(model.tokenizer, model.cfg.d_vocab)
         made = []
         for row in range(n_rows) if self.rows is None else self.rows:
             own = slice(int(offsets[row]), int(offsets[row + 1]))
             tokens = found.sequences.tokens[own]
-            in_prompt = found.regions[own] == found.region_names.index("prompt") if found.regions is not None else None
-            end = self._end(tokens, in_prompt, vocabulary)
+            end = self._end(tokens, None if found.written is None else found.written[own], vocabulary)
             if end is not None:
                 source = {"from": self.data.path, "row": row, "end": end, "next": _next(tokens, end)}
                 made.append(GraphPrompt(f"row{row}-at{end}", tokens[:end].tolist(), source))
@@ -142,17 +141,18 @@ class TokenPrompts:
             raise DataError(f"A prompt must be found in {self.data.path}. Got none: {wanted} is not in {rows}.")
         return made
 
-    def _end(self, tokens: np.ndarray, in_prompt: np.ndarray | None, vocabulary: Vocabulary | None) -> int | None:
+    def _end(self, tokens: np.ndarray, written: np.ndarray | None, vocabulary: Vocabulary) -> int | None:
         """How many tokens the prompt has; None where there is no such place."""
-        begins = int(in_prompt.sum()) if in_prompt is not None else 1
-        if vocabulary is not None and self.before is not None:
+        if self.before is not None:
             wanted = self.before.strip().lower()
-            texts = vocabulary.texts(tokens[begins:])
-            places = (begins + index for index, text in enumerate(texts) if text.strip().lower() == wanted)
-            return next(places, None)
+            places = np.arange(1, len(tokens)) if written is None else written.nonzero()[0]
+            found = (at for at in places.tolist() if vocabulary.text(int(tokens[at])).strip().lower() == wanted)
+            return next(found, None)
         if self.end is not None:
             return self.end if self.end <= len(tokens) else None
-        return begins if in_prompt is not None else (len(tokens) - 1 or None)
+        if written is None:
+            return len(tokens) - 1 or None
+        return int(written.argmax()) if written.any() else len(tokens)
 
 
 def parse_rows(text: str) -> tuple[int, ...]:
@@ -166,12 +166,23 @@ def parse_rows(text: str) -> tuple[int, ...]:
         found = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         if found is None or (found[2] is not None and int(found[2]) < int(found[1])):
             raise ConfigError(f"--rows must be numbers and ranges with commas, such as 0,3-5. Got '{text}'.")
-        rows += range(int(found[1]), int(found[2] or found[1]) + 1)
+        chosen = range(int(found[1]), int(found[2] or found[1]) + 1)
+        if len(chosen) > _MOST_ROWS:
+            raise ConfigError(f"--rows must be at most {_MOST_ROWS:,} rows. Got '{text}'.")
+        rows += chosen
     return tuple(dict.fromkeys(rows))
 
 
 def _name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")[:_NAME_LENGTH].strip("-").lower() or "prompt"
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _next(tokens: np.ndarray, end: int) -> int | None:

@@ -1,39 +1,35 @@
-"""Graphs from prompts to files: traced, pruned, summed up, drawn; what is there already is not made again."""
+"""Graphs from prompts: traced where they are not there yet, then written; one that fails does not stop the others."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import xxhash
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
+from tc_adapters_lens.cli.graph_output import GraphView, known, there, write
 from tc_adapters_lens.cli.graph_prompts import GraphPrompt
 from tc_adapters_lens.core.relp import Rule
 from tc_adapters_lens.errors import CheckpointError, ConfigError, GraphError
 from tc_adapters_lens.evaluation.record import versions
 from tc_adapters_lens.integrations.circuit_tracer import targets as graph_targets
-from tc_adapters_lens.integrations.circuit_tracer.graph_files import check_slug, write_graph_files
-from tc_adapters_lens.integrations.circuit_tracer.prune import prune
+from tc_adapters_lens.integrations.circuit_tracer.graph_files import check_slug
 from tc_adapters_lens.integrations.circuit_tracer.replacement import AdapterReplacementModel, Sampled
-from tc_adapters_lens.integrations.circuit_tracer.sparse_graph import GRAPH_FILE, SparseGraph
-from tc_adapters_lens.integrations.circuit_tracer.summary import Words, summarise
+from tc_adapters_lens.integrations.circuit_tracer.sparse_graph import SparseGraph
+from tc_adapters_lens.integrations.circuit_tracer.summary import Words
 from tc_adapters_lens.integrations.circuit_tracer.targets import GraphTargets
 from tc_adapters_lens.integrations.circuit_tracer.trace import trace
-from tc_adapters_lens.integrations.circuit_tracer.words import DecoderWords
-from tc_adapters_lens.models.atomic import atomic_file, write_json
+from tc_adapters_lens.models.atomic import writing
 from tc_adapters_lens.models.tensor_files import first_line, open_safetensors
-from tc_adapters_lens.report.graph_picture import draw_graph
 
-__all__ = ["GraphSettings", "GraphView", "make_graphs", "slug_of"]
-
-SUMMARY_FILE = "summary.json"
-PICTURES = ("graph.svg", "graph.png")
+__all__ = ["GraphOutcome", "GraphSettings", "make_graphs", "slug_of"]
 
 
 @dataclass(frozen=True)
@@ -73,13 +69,19 @@ class GraphSettings:
         return None
 
 
-@dataclass(frozen=True)
-class GraphView:
-    """What of a graph the page and the picture show: thresholds as circuit-tracer has them, and the most links."""
+class GraphOutcome(NamedTuple):
+    """What became of a prompt.
 
-    node_threshold: float
-    edge_threshold: float
-    most_links: int
+    slug: the graph's name.
+    made: whether anything was written; False where all of it was there, or it failed.
+    summary: as `summary.json` has it; None where it failed.
+    failure: why there is no graph, in one line.
+    """
+
+    slug: str
+    made: bool
+    summary: dict[str, Any] | None
+    failure: str = ""
 
 
 def make_graphs(
@@ -91,38 +93,42 @@ def make_graphs(
     out: Path,
     about: Mapping[str, Any],
     name: str | None = None,
-) -> list[dict[str, Any]]:
+) -> Iterator[GraphOutcome]:
     """Make every prompt's graph: `OUT/SLUG.json`, and its summary, pictures and edges in `OUT/SLUG/`.
 
-    A graph that is there is taken as it is; one with another view is pruned anew, what was pinned on the page stays.
+    A graph that is there is taken as it is; one with another view is pruned anew, what was pinned on the page stays. A
+    prompt that cannot be traced is an outcome like others.
 
     Args:
         about: pair and adapters, which a graph is of.
         name: the graph's name, of one prompt; None: from the prompt.
-    Returns:
-        Their summaries, each with "slug" and "made".
     Raises:
-        GraphError: a graph of that name is of something else, or whatever `trace` objects to.
+        ConfigError: a name for several prompts.
+        GraphError: targets that are none, or writing fails.
     """
     if name is not None and len(prompts) > 1:
         raise ConfigError(f"--name must be of one graph. Got {len(prompts)} prompts; leave it out.")
     targets = settings.targets(model)
-    found = []
+    with writing(out, GraphError):
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
     for number, prompt in enumerate(prompts):
         key = _key(prompt, settings, about)
-        slug = check_slug(name) if name is not None else slug_of(prompt, key)
-        summary = _there(out, slug, key, view)
-        made = summary is None
-        if summary is None:
-            graph = _known(out / slug, key)
+        slug = name or slug_of(prompt, key)
+        found = there(out, slug, key, view)
+        if found is not None:
+            yield GraphOutcome(slug, False, found)
+            continue
+        try:
+            graph = known(out, slug, key, may_replace=name is None)
             if graph is None:
                 info = {"key": key, **asdict(settings), "source": prompt.source, **about, "versions": versions()}
                 place = f"{number + 1} of {len(prompts)}: " if len(prompts) > 1 else ""
                 graph = _traced(model, prompt, targets, settings, info, f"{place}{slug}")
-                graph.save(out / slug)
-            summary = _write(graph, slug, view, words, out)
-        found.append({"slug": slug, "made": made, **summary})
-    return found
+        except GraphError as error:
+            yield GraphOutcome(slug, False, None, str(error))
+            continue
+        yield GraphOutcome(slug, True, write(graph, slug, view, words, out))
 
 
 def slug_of(prompt: GraphPrompt, key: str) -> str:
@@ -133,35 +139,10 @@ def slug_of(prompt: GraphPrompt, key: str) -> str:
 def _key(prompt: GraphPrompt, settings: GraphSettings, about: Mapping[str, Any]) -> str:
     words = asdict(settings)
     if settings.direction is not None:
-        words["direction"] = [settings.direction, _vector(Path(settings.direction)).tolist()]
+        path = Path(settings.direction)
+        words["direction"] = [path.stem, _vector(path).tolist()]
     content = json.dumps([prompt.tokens, words, dict(about)], sort_keys=True)
     return xxhash.xxh3_128_hexdigest(content.encode())
-
-
-def _there(out: Path, slug: str, key: str, view: GraphView) -> dict[str, Any] | None:
-    """The summary of a graph that is whole and shows what is wanted."""
-    files = [out / f"{slug}.json", *(out / slug / file for file in (SUMMARY_FILE, GRAPH_FILE, *PICTURES))]
-    if not all(file.is_file() for file in files):
-        return None
-    try:
-        summary = json.loads((out / slug / SUMMARY_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    same = isinstance(summary, dict) and summary.get("key") == key and summary.get("view") == asdict(view)
-    return summary if same else None
-
-
-def _known(directory: Path, key: str) -> SparseGraph | None:
-    """A graph that was traced before; None where there is none."""
-    if not (directory / GRAPH_FILE).is_file():
-        return None
-    graph = SparseGraph.load(directory)
-    if graph.info.get("key") != key:
-        raise GraphError(
-            f"A graph's name must be its own. Got {directory.name}, which is there and of another prompt, adapters or "
-            "settings; give another --name, or delete it."
-        )
-    return graph
 
 
 def _traced(
@@ -172,58 +153,34 @@ def _traced(
     info: Mapping[str, Any],
     title: str,
 ) -> SparseGraph:
-    with tqdm(total=0, desc=title, unit=" nodes", disable=None) as bar:
+    with tqdm(total=0, desc=title, unit=" nodes", disable=None, leave=False) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        return trace(
-            torch.tensor(prompt.tokens, dtype=torch.int64),
-            model,
-            targets=targets,
-            max_n_logits=min(settings.max_logits, model.cfg.d_vocab),
-            desired_logit_prob=settings.logit_share,
-            max_feature_nodes=settings.max_features,
-            influence_share=settings.influence_share,
-            keep=settings.keep,
-            info=info,
-            progress=progress,
-        )
-
-
-def _write(graph: SparseGraph, slug: str, view: GraphView, words: Words, out: Path) -> dict[str, Any]:
-    """Everything that is made from a traced graph; the summary last, which says that the rest is there."""
-    pruned = prune(graph, view.node_threshold, view.edge_threshold)
-    summary = summarise(graph)
-    shown = graph.active_features[graph.selected[pruned.node_mask[: graph.n_selected]]]
-    features = list(dict.fromkeys((layer, feature) for layer, _, feature in shown.tolist()))
-    if isinstance(words, DecoderWords):
-        words.find([*features, *summary.features])
-    written = write_graph_files(
-        graph,
-        pruned,
-        slug,
-        out,
-        {feature: words[feature].label for feature in features},
-        node_threshold=view.node_threshold,
-        most_links=view.most_links,
-    )
-    content = json.loads(written.path.read_text(encoding="utf-8"))
-    for file in PICTURES:
-        draw_graph(content, out / slug / file)
-    found = {
-        **summary.to_dict(words),
-        "view": asdict(view),
-        "shown": {"nodes": written.n_nodes, "links": written.n_links, "links_left_out": written.n_links_left_out},
-    }
-    with atomic_file(out / slug / SUMMARY_FILE, error=GraphError) as file:
-        write_json(file, found)
-    return found
+        try:
+            return trace(
+                torch.tensor(prompt.tokens, dtype=torch.int64),
+                model,
+                targets=targets,
+                max_n_logits=min(settings.max_logits, model.cfg.d_vocab),
+                desired_logit_prob=settings.logit_share,
+                max_feature_nodes=settings.max_features,
+                influence_share=settings.influence_share,
+                keep=settings.keep,
+                info=info,
+                progress=progress,
+            )
+        except torch.OutOfMemoryError as error:
+            raise GraphError(
+                f"A prompt's graph must fit into the memory of {model.cfg.device}. Got {len(prompt.tokens):,} tokens, "
+                "which do not fit; take a shorter prompt, --dtype bfloat16, or --device cpu."
+            ) from error
 
 
 def _token(text: str) -> str | int:
-    return int(text[1:]) if text.startswith("#") and text[1:].isdigit() else text
+    return int(text[1:]) if text.startswith("#") and text[1:].isdecimal() else text
 
 
 def _vector(path: Path) -> torch.Tensor:

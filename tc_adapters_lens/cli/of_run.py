@@ -85,8 +85,10 @@ def take_from_run(args: Namespace) -> Path | None:
 
         path = directory / CONFIG_FILE
         if not path.is_file():
+            runs = sorted(found.parent.name for found in directory.glob(f"*/{CONFIG_FILE}"))
+            holds = f" but holds the runs {', '.join(runs)}: name one" if runs else ""
             raise ConfigError(
-                f"--run must be the directory of a training run. Got {directory}, which has no {CONFIG_FILE}."
+                f"--run must be the directory of a training run. Got {directory}, which has no {CONFIG_FILE}{holds}."
             )
         config = TrainingConfig.from_yaml(path.read_text(encoding="utf-8"))
         if args.adapters is None and not is_adapter_set(directory / ADAPTERS):

@@ -39,6 +39,7 @@ class LabelledText(NamedTuple):
     template: number of each position's template name.
     group_names: the values of the column asked for, sorted.
     groups: number of each sequence's value; None where no column is asked for.
+    written: which positions the assistant wrote; None where there are no region names.
     """
 
     sequences: TokenSequences
@@ -49,6 +50,7 @@ class LabelledText(NamedTuple):
     template: UInt8[np.ndarray, " n_tokens"]
     group_names: tuple[str, ...]
     groups: Int[np.ndarray, " n_sequences"] | None
+    written: Bool[np.ndarray, " n_tokens"] | None
 
 
 def load_labelled(
@@ -75,7 +77,7 @@ def load_labelled(
     column = None if group_by is None else _column(data, group_by)
     sequences, report = load_sequences(data, tokenizer, d_vocab, n_ctx)
     tokens, offsets = sequences.tokens, sequences.offsets
-    region_names, regions = (), None
+    region_names, regions, written = (), None, None
     template_names, template = (CONTENT,), np.zeros(len(tokens), dtype=np.uint8)
     if tokenizer is not None:
         vocabulary = Vocabulary.of(tokenizer, d_vocab)
@@ -88,7 +90,9 @@ def load_labelled(
     group_names, groups = (), None
     if column is not None:
         group_names, groups = _groups(column, str(group_by), sequences)
-    return LabelledText(sequences, report, region_names, regions, template_names, template, group_names, groups)
+    return LabelledText(
+        sequences, report, region_names, regions, template_names, template, group_names, groups, written
+    )
 
 
 def _written(

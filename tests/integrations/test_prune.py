@@ -54,10 +54,10 @@ def test_by_hand() -> None:
     zeros = torch.zeros(3, dtype=torch.float64)
     active = torch.tensor([[0, 0, 7], [1, 0, 8]])
     graph = graph_of(dense, active, torch.tensor([0, 1]), 2, torch.tensor([0.5]), {}, zeros, zeros)
-    # target's shares: A 1/4, B 1/4, token 1/2; B's: A 3/4, token 1/4; A's: token 1. All times the target's 0.5.
+    # target's shares: A 1/4, B 1/4, token 1/2; B's: A 3/4, token 1/4; A's: token 1
     a, b = 0.25 + 0.25 * 0.75, 0.25
     token = 0.5 + b * 0.25 + a
-    assert node_influences(graph).tolist() == pytest.approx([0.5 * a, 0.5 * b, 0, 0, 0.5 * token, 0])
+    assert node_influences(graph).tolist() == pytest.approx([a, b, 0, 0, token, 0])
 
     found = prune(graph, 0.8, 0.98)  # token 1, a 0.4375, b 0.25 of 1.6875: with a 0.85 is reached, without b
     assert found.node_mask.tolist() == [True, False, False, False, True, True]
@@ -66,7 +66,7 @@ def test_by_hand() -> None:
     expected = [(token + a) / total, 1, 1, 1, token / total, 1]
     assert found.cumulative_scores.tolist() == pytest.approx(expected)
     # what is left: target = 2 A + 4 token, A = 2 token
-    assert found.edge_scores.tolist() == pytest.approx([0.5 / 3, 0.5 / 3, 0.5 * 2 / 3])
+    assert found.edge_scores.tolist() == pytest.approx([1 / 3, 1 / 3, 2 / 3])
 
     shares = influence_shares(graph)
     assert shares.tokens_direct == pytest.approx(0.5)
@@ -100,7 +100,7 @@ def test_as_circuit_tracer_does_it(thresholds, selected) -> None:
         graph = random_graph(seed, n_active=8 + seed, selected=selected)
         dense = graph.to_graph(Config())
         weights = torch.zeros(graph.n_nodes)
-        weights[-2:] = graph.probabilities
+        weights[-2:] = graph.probabilities / graph.probabilities.sum()
         theirs = compute_node_influence(dense.adjacency_matrix, weights)
         torch.testing.assert_close(node_influences(graph).float(), theirs, atol=1e-6, rtol=1e-5)
         theirs = prune_graph(dense, *thresholds)

@@ -15,7 +15,12 @@ from tests.tiny import D_MODEL, D_VOCAB, N_LAYERS, tiny_pair, word_tokenizer
 pytest.importorskip("circuit_tracer")
 
 from tc_adapters_lens.integrations.circuit_tracer import kept_rows
-from tc_adapters_lens.integrations.circuit_tracer.influence import influence_shares
+from tc_adapters_lens.integrations.circuit_tracer.influence import (
+    edges_of,
+    influence_shares,
+    source_influences,
+    target_shares,
+)
 from tc_adapters_lens.integrations.circuit_tracer.replacement import replacement_model
 from tc_adapters_lens.integrations.circuit_tracer.targets import contrast, direction, token_id, tokens
 from tc_adapters_lens.integrations.circuit_tracer.trace import trace
@@ -114,7 +119,13 @@ def test_dropped_edges_are_the_smallest_and_few(model, keep) -> None:
     whole = trace(TOKENS, model, max_n_logits=2, batch_size=16, keep=1.0)
     graph = trace(TOKENS, model, max_n_logits=2, batch_size=16, keep=keep)
     assert (whole.dropped_abs == 0).all()
-    assert (graph.dropped_abs <= (1 - keep) * graph.row_abs).all()
+    of_targets = target_shares(graph.probabilities)
+    own = torch.cat([source_influences(graph, edges_of(graph), graph.row_abs, of_targets)[graph.selected], of_targets])
+    allowed = graph.row_abs * ((1 - keep) / graph.n_rows / own).clamp(min=1 - keep, max=1)
+    assert (graph.dropped_abs <= allowed * (1 + 1e-9)).all()
+    more = graph.dropped_abs > (1 - keep) * graph.row_abs
+    assert more.any()
+    assert float((own * graph.dropped_abs / graph.row_abs)[more].sum()) <= 1 - keep
     torch.testing.assert_close(graph.row_abs, whole.row_abs)
     for row in range(graph.n_rows):
         first, last = graph.row_starts[row : row + 2].tolist()
@@ -126,7 +137,7 @@ def test_dropped_edges_are_the_smallest_and_few(model, keep) -> None:
         assert float(graph.dropped_sum[row]) == pytest.approx(sum(edges.values()), abs=1e-5)
         assert float(graph.dropped_abs[row]) == pytest.approx(sum(map(abs, edges.values())), abs=1e-5)
         # one edge less would be too few
-        assert sum(map(abs, edges.values())) + min(map(abs, kept.values())) > (1 - keep) * float(graph.row_abs[row])
+        assert sum(map(abs, edges.values())) + min(map(abs, kept.values())) >= float(allowed[row]) * (1 - 1e-9)
 
 
 def test_it_stops_when_little_influence_is_left(model) -> None:
@@ -152,9 +163,9 @@ def test_rows_come_in_any_order() -> None:
     layers = torch.tensor([0, 0, 1])
     store = kept_rows.Store(layers, 2, 1)  # 3 features, 2 errors, 1 token
     rows = torch.nn.functional.pad(rows, (0, 1))
-    store.add(torch.tensor([6]), kept_rows.largest(rows[3:], 1.0))
-    store.add(torch.tensor([1, 2]), kept_rows.largest(rows[1:3], 1.0))
-    store.add(torch.tensor([0]), kept_rows.largest(rows[:1], 1.0))
+    store.add(torch.tensor([6]), kept_rows.largest(rows[3:], torch.ones(1)), torch.ones(1))
+    store.add(torch.tensor([1, 2]), kept_rows.largest(rows[1:3], torch.ones(2)), torch.ones(2))
+    store.add(torch.tensor([0]), kept_rows.largest(rows[:1], torch.ones(1)), torch.ones(1))
     ids, joined = store.joined()
     assert ids.tolist() == [0, 1, 2, 6]
     assert joined.edges.starts.tolist() == [0, 2, 3, 5, 7]
@@ -232,7 +243,7 @@ def test_targets_that_are_none(model) -> None:
 
 def test_edges_that_are_not_finite() -> None:
     with pytest.raises(GraphError, match=r"must be finite\. Got NaN or infinity"):
-        kept_rows.largest(torch.tensor([[1.0, float("nan")]]), 0.9)
+        kept_rows.largest(torch.tensor([[1.0, float("nan")]]), torch.tensor([0.9]))
 
 
 def test_the_memory_that_a_graph_takes_is_enough_for_it(model) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from circuit_tracer.frontend.graph_models import Metadata, Model, Node, QParams
@@ -16,9 +17,9 @@ from torch import Tensor
 from tc_adapters_lens.errors import GraphError
 from tc_adapters_lens.integrations.circuit_tracer.prune import Pruned
 from tc_adapters_lens.integrations.circuit_tracer.sparse_graph import SparseGraph
-from tc_adapters_lens.models.atomic import atomic_file
+from tc_adapters_lens.models.atomic import atomic_file, write_json
 
-__all__ = ["LIST_FILE", "MOST_LINKS", "GraphFile", "check_slug", "write_graph_files"]
+__all__ = ["LIST_FILE", "MOST_LINKS", "GraphFile", "check_slug", "page_state", "write_graph_files"]
 
 LIST_FILE = "graph-metadata.json"
 MOST_LINKS = 50_000  # that a browser draws in seconds
@@ -49,6 +50,17 @@ def check_slug(slug: str) -> str:
     return slug
 
 
+def page_state(path: str | Path) -> dict[str, Any] | None:
+    """What was pinned and grouped on the page in a graph's file, its `qParams`; None where there is no such file."""
+    try:
+        content = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        state = dict(content["qParams"])
+        QParams(**state)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return state
+
+
 def write_graph_files(
     graph: SparseGraph,
     pruned: Pruned,
@@ -58,6 +70,7 @@ def write_graph_files(
     *,
     node_threshold: float,
     most_links: int = MOST_LINKS,
+    state: Mapping[str, Any] | None = None,
 ) -> GraphFile:
     """Write what circuit-tracer's `create_graph_files` writes, with labels, each file whole or not at all.
 
@@ -67,6 +80,7 @@ def write_graph_files(
         labels: (layer, feature) -> what the page calls it; features that are not there have none.
         node_threshold: that of the pruning, which the page shows.
         most_links: only so many, those with the most influence along them.
+        state: `page_state` of the file that is replaced; None: nothing is pinned.
     Raises:
         GraphError: the name is not one, the list that is there is not one, or writing fails.
     """
@@ -94,10 +108,12 @@ def write_graph_files(
         node_threshold=node_threshold,
     )
     view = QParams(pinnedIds=[], supernodes=[], linkType="both", clickedId="", sg_pos="")
-    model = Model(metadata=about, qParams=view, nodes=list(nodes.values()), links=links)
+    content = Model(metadata=about, qParams=view, nodes=list(nodes.values()), links=links).model_dump()
+    if state is not None:
+        content["qParams"] = dict(state)
     path = directory / f"{slug}.json"
     with atomic_file(path, error=GraphError) as partial:
-        partial.write_text(model.model_dump_json(indent=2), encoding="utf-8")
+        write_json(partial, content)
     _list(about, directory / LIST_FILE)
     return GraphFile(path, len(nodes), len(links), n_left_out)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tc_adapters_lens.integrations.circuit_tracer.sparse_graph import SparseGraph
 
-__all__ = ["TINY", "Edges", "InfluenceShares", "influence_shares", "node_influences"]
+__all__ = ["TINY", "Edges", "InfluenceShares", "influence_shares", "node_influences", "target_shares"]
 
 TINY = 1e-10  # circuit-tracer's least sum of a row
 
@@ -69,6 +69,12 @@ def known_edges(graph: SparseGraph) -> tuple[Edges, Bool[Tensor, "n_edges"]]:
     return (edges_of(graph) if known.all() else edges_of(graph).where(known)), known
 
 
+def target_shares(probabilities: Float[Tensor, "n_targets"]) -> Float[Tensor, "n_targets"]:
+    """The targets' own influence: by the size of their probabilities or weights, the same where all are 0; float64."""
+    sizes = probabilities.double().abs()
+    return sizes / sizes.sum() if sizes.any() else torch.full_like(sizes, 1 / len(sizes))
+
+
 def source_influences(
     graph: SparseGraph, edges: Edges, sums: Float[Tensor, "n_rows"], of_targets: Float[Tensor, "n_targets"]
 ) -> Float[Tensor, "n_sources"]:
@@ -90,9 +96,12 @@ def source_influences(
 
 
 def node_influences(graph: SparseGraph) -> Float[Tensor, "n_nodes"]:
-    """Every node's influence, float64, in circuit-tracer's order: `compute_node_influence` of its graph. Targets: 0."""
+    """Every node's influence, float64, in circuit-tracer's order. Targets: 0.
+
+    It is `compute_node_influence` of its graph, where the targets' weights add up to 1.
+    """
     edges, _ = known_edges(graph)
-    return nodes_of(graph, source_influences(graph, edges, edges.sums(), graph.probabilities))
+    return nodes_of(graph, source_influences(graph, edges, edges.sums(), target_shares(graph.probabilities)))
 
 
 def nodes_of(graph: SparseGraph, of_sources: Float[Tensor, "n_sources"]) -> Float[Tensor, "n_nodes"]:
@@ -133,7 +142,7 @@ def influence_shares(graph: SparseGraph) -> InfluenceShares:
     """
     terms = {kind: term.double().abs() for kind, term in graph.terms.items()}
     sums = sum(terms.values(), graph.row_abs.double())
-    of_targets = graph.probabilities.double().abs() / graph.probabilities.double().abs().sum()
+    of_targets = target_shares(graph.probabilities)
     edges = edges_of(graph)
     influence = source_influences(graph, edges, sums, of_targets)
     of_rows = torch.cat([influence[graph.selected], of_targets])

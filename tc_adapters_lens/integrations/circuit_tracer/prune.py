@@ -9,7 +9,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tc_adapters_lens.errors import GraphError
-from tc_adapters_lens.integrations.circuit_tracer.influence import TINY, known_edges, nodes_of, source_influences
+from tc_adapters_lens.integrations.circuit_tracer.influence import (
+    TINY,
+    known_edges,
+    nodes_of,
+    source_influences,
+    target_shares,
+)
 from tc_adapters_lens.integrations.circuit_tracer.sparse_graph import SparseGraph
 
 __all__ = ["Pruned", "prune"]
@@ -47,7 +53,8 @@ def prune(graph: SparseGraph, node_threshold: float = 0.8, edge_threshold: float
     n_free = graph.n_nodes - n_fixed  # features and errors, which are never kept for what they are
 
     edges, known = known_edges(graph)
-    of_nodes = nodes_of(graph, source_influences(graph, edges, edges.sums(), graph.probabilities))
+    of_targets = target_shares(graph.probabilities)
+    of_nodes = nodes_of(graph, source_influences(graph, edges, edges.sums(), of_targets))
     node_mask = of_nodes >= _threshold(of_nodes, node_threshold)
     node_mask[n_free:] = True
 
@@ -57,8 +64,8 @@ def prune(graph: SparseGraph, node_threshold: float = 0.8, edge_threshold: float
     places = known.nonzero().squeeze(1)[between]
     edges = edges.where(between)
     sums = edges.sums().clamp(min=TINY)
-    influence = source_influences(graph, edges, sums, graph.probabilities)
-    of_rows = torch.cat([influence[graph.selected], graph.probabilities.double()])
+    influence = source_influences(graph, edges, sums, of_targets)
+    of_rows = torch.cat([influence[graph.selected], of_targets])
     scores = edges.weights.abs() * edges.spread(of_rows / sums)
     strong = (scores > 0) & (scores >= _threshold(scores, edge_threshold))
 

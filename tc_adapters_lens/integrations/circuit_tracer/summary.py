@@ -14,6 +14,7 @@ from tc_adapters_lens.integrations.circuit_tracer.influence import (
     InfluenceShares,
     influence_shares,
     node_influences,
+    target_shares,
 )
 from tc_adapters_lens.integrations.circuit_tracer.paths import GraphNode, GraphPath, strongest_paths
 from tc_adapters_lens.integrations.circuit_tracer.sparse_graph import SparseGraph
@@ -43,7 +44,7 @@ class FeatureWords:
 class Words(Protocol):
     """Where words on features come from."""
 
-    def __getitem__(self, feature: tuple[int, int]) -> FeatureWords: ...
+    def __getitem__(self, feature: tuple[int, int], /) -> FeatureWords: ...
 
 
 @dataclass(frozen=True)
@@ -197,6 +198,7 @@ def _scores(graph: SparseGraph, influences: Float[Tensor, " n_nodes"]) -> tuple[
     totals = torch.zeros(graph.n_rows, dtype=torch.float64).index_add_(0, rows, size)
     shares = torch.zeros(graph.n_rows, dtype=torch.float64).index_add_(0, rows, from_errors) / totals.clamp(min=1e-10)
     # circuit-tracer counts nodes without a row, tokens and errors, as explained
-    output = torch.cat([influences[: graph.n_selected], graph.probabilities.double()])
-    whole = float(influences.sum() + graph.probabilities.double().sum())
+    of_targets = target_shares(graph.probabilities)
+    output = torch.cat([influences[: graph.n_selected], of_targets])
+    whole = float(influences.sum() + of_targets.sum())
     return replacement, 1 - float((shares * output).sum()) / whole

@@ -12,6 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tc_adapters_lens.errors import GraphError
+from tc_adapters_lens.integrations.circuit_tracer.influence import target_shares
 from tc_adapters_lens.integrations.circuit_tracer.kept_rows import BYTES_PER_EDGE, Store, largest
 from tc_adapters_lens.integrations.circuit_tracer.sparse_graph import SparseGraph
 from tc_adapters_lens.integrations.circuit_tracer.targets import Explained, GraphTargets, explained
@@ -78,7 +79,8 @@ def trace(
     with torch.enable_grad():
         model.run_forward_pass(tokens, at_once, ctx)
     n_features = min(max_feature_nodes or n_rows, n_rows)
-    tracing = _Tracing(ctx, at_once, keep, chosen.probabilities, n_features)
+    of_targets = target_shares(chosen.probabilities)
+    tracing = _Tracing(ctx, at_once, keep, of_targets, n_features)
     total = n_features + len(chosen.records)
     for n_done in tracing.over_targets(chosen.vectors):
         progress(n_done, total)
@@ -139,13 +141,13 @@ class _Tracing:
     """The rows' computation, batch by batch.
 
     Args:
-        of_targets: the targets' own influence.
+        of_targets: the targets' own influence, 1 in all.
         n_features: how many features' rows there will be, at most.
     """
 
     def __init__(self, ctx: Any, batch_size: int, keep: float, of_targets: Tensor, n_features: int):
         self.ctx, self.batch_size, self.keep = ctx, batch_size, keep
-        self.of_targets = of_targets.double().abs()
+        self.of_targets = of_targets
         self.n_rows = n_features + len(of_targets)
         self.layers, self.positions, _ = ctx.activation_matrix.indices()
         self.n_layers, self.n_pos, _ = ctx.activation_matrix.shape
@@ -179,7 +181,7 @@ class _Tracing:
         while (n_left := n_features - (self.n_done - n_targets)) > 0:
             influences = self.store.influences(self.of_targets)[:n_active]
             unvisited = influences.masked_fill(visited, -1)
-            if share < 1 and unvisited.clamp(min=0).sum() <= (1 - share) * self.of_targets.sum():
+            if share < 1 and unvisited.clamp(min=0).sum() <= 1 - share:
                 return
             queue = unvisited.topk(min(interval * self.batch_size, n_left)).indices.sort().values
             visited[queue] = True
@@ -188,7 +190,7 @@ class _Tracing:
                 yield self.n_done
 
     def check_memory(self, n_features: int, limit: int) -> None:
-        """Refuses more rows than fit, by what a batch of features from all layers and positions keeps.
+        """Refuses more rows than fit, by what a batch of features from all layers and positions keeps at least.
 
         Raises:
             GraphError: it says how many fit.
@@ -198,7 +200,7 @@ class _Tracing:
         if most * BYTES_PER_EDGE <= limit:
             return
         sample = torch.linspace(0, n_active - 1, min(self.batch_size, n_active)).long().unique()
-        kept = largest(self._rows_of(sample), torch.full((len(sample),), self.keep))
+        kept = largest(self._rows_of(sample), self._keep(self.store.handed_down[sample]))
         per_row = len(kept.edges.sources) / len(sample)
         n_fit = int(max(0, limit / BYTES_PER_EDGE - self.store.n_edges) / max(per_row, 1e-9))
         if n_fit < n_features:
@@ -216,7 +218,7 @@ class _Tracing:
         """What share of each row is kept."""
         if self.keep == 1:
             return torch.ones_like(influence)
-        may_lose = (1 - self.keep) * self.of_targets.sum() / self.n_rows
+        may_lose = (1 - self.keep) / self.n_rows
         return (1 - may_lose / influence.clamp(min=may_lose)).clamp(max=self.keep)
 
 
@@ -224,7 +226,7 @@ def _too_many(n_edges: int, n_features: int, limit: int, n_fit: int) -> str:
     needed = n_edges * BYTES_PER_EDGE / _GIB
     return (
         f"The graph's edges must fit into {limit / _GIB:,.2f} GiB. Got about {n_edges:,} of {n_features:,} features, "
-        f"which take {needed:,.2f} GiB; about {n_fit:,} features fit: lower max_feature_nodes or keep."
+        f"which take {needed:,.2f} GiB; about {n_fit:,} features fit: trace so many (max_feature_nodes) or lower keep."
     )
 
 
