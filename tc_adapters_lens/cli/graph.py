@@ -95,7 +95,7 @@ def add_arguments(parser: Parser) -> None:
         help="... or until features that are not traced have no more than the rest of the influence",
     )
     parser.add_argument("--keep", type=float, default=0.9999, help="share of what enters a node whose links are kept")
-    parser.add_argument("--node-threshold", type=float, default=0.8, help="share of influence whose nodes are shown")
+    parser.add_argument("--node-threshold", type=float, default=0.95, help="share of influence whose nodes are shown")
     parser.add_argument("--edge-threshold", type=float, default=0.98, help="share of influence whose links are shown")
     parser.add_argument("--max-links", type=int, default=50_000, metavar="N", help="most links that are shown")
     parser.add_argument(
