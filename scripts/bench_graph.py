@@ -141,7 +141,7 @@ def _with_random_adapters(pair: Any, n_features: int, l0: float) -> AdapterRepla
 def _numbers(d_vocab: int) -> PreTrainedTokenizerFast:
     """A tokenizer whose tokens are numbers."""
     backend = Tokenizer(models.WordLevel({str(token): token for token in range(d_vocab)}, unk_token="0"))
-    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="0")
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="0", name_or_path="numbers", add_bos_token=True)
 
 
 def main(argv: list[str] | None = None) -> None:

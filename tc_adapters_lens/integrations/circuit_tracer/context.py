@@ -21,6 +21,8 @@ __all__ = ["FrozenContext"]
 
 _POSITIONS_PER_BLOCK = 32
 _NUMBERS_AT_ONCE = {"cpu": 2**22, "cuda": 2**28}  # of one intermediate result of a batch
+_WORTH_MATRICES = 4  # times d_model nodes, which is about what multiplying MLPs out costs
+_MATRIX_NUMBERS = {"cpu": 2**28, "cuda": 2**30}  # of MLPs multiplied out, at most
 
 
 class _Decoders(NamedTuple):
@@ -53,6 +55,7 @@ class FrozenContext(AttributionContext):
         )
         self.frozen = frozen
         self._has_errors = bool(self.error_vectors.any())
+        self._n_traced = 0
         layers, positions = self.decoder_locations
         self._decoders = [
             self._blocks(torch.nonzero(layers == layer).squeeze(1), positions) for layer in range(self.n_layers)
@@ -75,16 +78,26 @@ class FrozenContext(AttributionContext):
         """
         device = inject_values.device
         layers, positions = layers.to(device), positions.to(device)
+        self._n_traced += len(layers)
+        if self._n_traced > _WORTH_MATRICES * inject_values.shape[1] and self._matrices_fit():
+            self.frozen.make_mlp_matrices()
         rows = inject_values.new_zeros(len(layers), self._row_size)
         for nodes in self._pieces(layers, positions):
             rows[nodes] = self._rows(layers[nodes], positions[nodes], inject_values[nodes])
         return rows
 
+    def _matrices_fit(self) -> bool:
+        """Whether the MLPs can be multiplied out, and are not yet."""
+        n_pos, d_model = self.token_vectors.shape
+        limit = _MATRIX_NUMBERS["cuda" if self.token_vectors.is_cuda else "cpu"]
+        return not self.frozen.mlp_matrices and self.n_layers * n_pos * d_model**2 <= limit
+
     def _pieces(self, layers: Tensor, positions: Tensor) -> Iterator[Int[Tensor, " n"]]:
         """Nodes that go together: of similar positions, in falling order of layers."""
         order = torch.argsort(positions, descending=True, stable=True)
         limit = _NUMBERS_AT_ONCE["cuda" if positions.is_cuda else "cpu"]
-        width = max(len(self.frozen.layers[0].mlp.weights.b_in), self.token_vectors.shape[1])
+        d_mlp, d_model = self.frozen.layers[0].mlp.weights.W_out.shape
+        width = d_model if self.frozen.mlp_matrices else max(d_mlp, d_model)
         start = 0
         while start < len(order):
             stop = start + max(1, limit // (width * (int(positions[order[start]]) + 1)))
