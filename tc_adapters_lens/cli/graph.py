@@ -111,7 +111,7 @@ def add_arguments(parser: Parser) -> None:
 def run(args: Namespace) -> dict[str, Any]:
     _check(args)
     try:
-        import circuit_tracer  # noqa: F401
+        from tc_adapters_lens.integrations.circuit_tracer.graph_files import check_slug
     except ModuleNotFoundError as missing:
         if missing.name != "circuit_tracer":
             raise
@@ -123,7 +123,6 @@ def run(args: Namespace) -> dict[str, Any]:
     from tc_adapters_lens.cli.graph_prompts import parse_rows
     from tc_adapters_lens.cli.graph_text import graph_text
     from tc_adapters_lens.cli.graph_tracing import GraphSettings, make_graphs
-    from tc_adapters_lens.integrations.circuit_tracer.graph_files import check_slug
     from tc_adapters_lens.integrations.circuit_tracer.replacement import replacement_model
     from tc_adapters_lens.models.adapter_set import AdapterSet
 
