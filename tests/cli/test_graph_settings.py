@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -16,11 +17,10 @@ from circuit_tracer.frontend.graph_models import Model
 
 from tc_adapters_lens.cli.main import main
 from tc_adapters_lens.models.adapter_set import AdapterSet
+from tc_adapters_lens.serve.graphs import read_graph
 from tests.cli.graph_run import CHAT, PROMPT, WORDS
 from tests.features.builder import synthetic_store
 from tests.tiny import D_MODEL, N_LAYERS
-
-FILES = ["graph.json", "graph.png", "graph.safetensors", "graph.svg", "summary.json"]
 
 
 def test_what_is_explained(graph_dir, graph_verb, no_pictures, tmp_path) -> None:
@@ -123,6 +123,18 @@ def test_words_from_a_store(graph_dir, graph_verb, no_pictures, tmp_path) -> Non
             kept = store[feature["layer"], feature["feature"]]
             assert feature["promoted"] == [effect.text for effect in kept.promoted[:10]]
             assert feature["frequency"] == kept.frequency
+    # a description that comes later is taken over without tracing
+    assert graph_verb("--prompt", PROMPT, "--name", "named0")[2] == 0
+    (layer, index), *_ = read_graph(graph_dir / "graphs/named0.json", "").features
+    frame = pd.DataFrame({"layer": [layer], "feature": [index], "description": ["says <b>wait</b>"]})
+    stores[0].add_labels("judge", frame)
+    out, _, n_traced = graph_verb("--prompt", PROMPT, "--name", "named0")
+    assert ("Written: 1 of 1 graphs:" in out, n_traced) == (True, 0)
+    nodes = json.loads((graph_dir / "graphs/named0.json").read_text())["nodes"]
+    described = {node["node_id"].rpartition("_")[0] for node in nodes if node["clerp"] == "says <b>wait</b>"}
+    assert described == {f"{layer}_{index}"}
+    assert "Written: 0 of 1 graphs" in graph_verb("--prompt", PROMPT, "--name", "named0")[0]
+
     shutil.rmtree(graph_dir / "features")
     synthetic_store(graph_dir / "features", N_LAYERS, 12, adapters_fingerprint="xxh3:other")
     out, _, _ = graph_verb("--prompt", PROMPT, "--name", "other")
