@@ -25,7 +25,10 @@ WORDS = (
     "\x1b[2J",
 )
 PROMPT = "w1 w9 w8 w7 w5"
-CHAT = "w1 {% for m in messages %}{{ m['content'] }}{% endfor %} w7"
+CHAT = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}w90 {{ m['content'] }} {% else %}w91 {{ m['content'] }} w2 "
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}w91 {% endif %}"
+)
 
 
 def make_run(root: Path) -> Path:

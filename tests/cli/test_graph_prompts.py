@@ -12,13 +12,10 @@ pytest.importorskip("circuit_tracer")
 from tc_adapters_lens.cli.graph_prompts import TextPrompts, TokenPrompts, parse_rows
 from tc_adapters_lens.errors import ConfigError, DataError
 from tc_adapters_lens.training.config import DataConfig
+from tests.cli.graph_run import CHAT
 from tests.tiny import D_VOCAB, word_tokenizer
 
 MODEL = SimpleNamespace(tokenizer=word_tokenizer(), cfg=SimpleNamespace(d_vocab=D_VOCAB, n_ctx=64))
-CHAT = (
-    "{% for m in messages %}{% if m['role'] == 'user' %}w90 {{ m['content'] }} {% else %}w91 {{ m['content'] }} w2 "
-    "{% endif %}{% endfor %}{% if add_generation_prompt %}w91 {% endif %}"
-)
 
 
 def encode(text: str) -> list[int]:

@@ -89,7 +89,15 @@ def test_sequences_and_chats(graph_dir, graph_verb, no_pictures, tmp_path) -> No
     assert slugs("--tokens", str(path), "--rows", "1", "--end", "4") == ["row1-at4"]
     assert slugs("--prompt", "w9", "--chat", "--chat-template", CHAT) == ["w9"]
     (found,) = json.loads(result.read_text())["graphs"]
-    assert (found["prompt"], found["source"]) == ("w1 w9 w7", {"from": "--prompt", "chat": True})
+    assert (found["prompt"], found["source"]) == ("w90 w9 w91", {"from": "--prompt", "chat": True})
+    chat = [{"role": "user", "content": "w5"}, {"role": "assistant", "content": "w6 w7"}]
+    path.write_text(json.dumps({"messages": chat}) + "\n")
+    config = json.loads((graph_dir / "config.yaml").read_text())
+    config["data"]["chat_template"] = CHAT  # the run's own is taken
+    (graph_dir / "config.yaml").write_text(json.dumps(config))
+    assert slugs("--tokens", str(path)) == ["row0-at3"]
+    (found,) = json.loads(result.read_text())["graphs"]
+    assert (found["prompt"], found["source"]["next"]) == ("w90 w5 w91", 6)
 
 
 def test_hostile_words(graph_dir, graph_verb, tmp_path) -> None:
