@@ -11,7 +11,7 @@ from jsonargparse import Namespace
 from tc_adapters_lens.cli import of_run, options
 from tc_adapters_lens.cli.output import write_json
 from tc_adapters_lens.cli.parser import Parser
-from tc_adapters_lens.errors import ConfigError, DataError, FeatureStoreError, GraphError
+from tc_adapters_lens.errors import ConfigError, DataError, FeatureStoreError, GraphError, MissingExtraError
 from tc_adapters_lens.models.names import FEATURE_STORES, GRAPHS
 
 if TYPE_CHECKING:
@@ -29,8 +29,9 @@ examples:
   tc-adapters graph --run runs/toy --tokens responses.jsonl --rows 3 --before wait --contrast ' Wait' ' So'
   tc-adapters graph --run runs/r1-distill-qwen-7b --prompts prompts/ --dtype bfloat16 --max-features 5000
 
-OUT gets SLUG.json (circuit-tracer's own graph file) and SLUG/ with summary.json, graph.svg, graph.png and all edges.
-`tc-adapters serve RUN` shows them. The same command again makes only what is not there."""
+OUT gets NAME.json (circuit-tracer's own graph file) and NAME/ with summary.json, graph.svg, graph.png and all edges.
+`tc-adapters serve RUN` shows them. The same command again makes only what is not there; with other thresholds it traces
+nothing again."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -69,7 +70,9 @@ def add_arguments(parser: Parser) -> None:
         "--direction", type=str | None, metavar="FILE", help="explain a direction: safetensors with one vector"
     )
     parser.add_argument("--max-logits", type=int, default=10, metavar="N", help="most probable tokens, at most N")
-    parser.add_argument("--logit-share", type=float, default=0.95, help="... until they have this probability")
+    parser.add_argument(
+        "--logit-share", type=float, metavar="SHARE", default=0.95, help="... until they have this probability"
+    )
     parser.add_argument(
         "--sampled",
         type=Literal["replacement", "target"],
@@ -91,12 +94,23 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--influence-share",
         type=float,
+        metavar="SHARE",
         default=1.0,
         help="... or until features that are not traced have no more than the rest of the influence",
     )
-    parser.add_argument("--keep", type=float, default=0.9999, help="share of what enters a node whose links are kept")
-    parser.add_argument("--node-threshold", type=float, default=0.95, help="share of influence whose nodes are shown")
-    parser.add_argument("--edge-threshold", type=float, default=0.98, help="share of influence whose links are shown")
+    parser.add_argument(
+        "--keep",
+        type=float,
+        metavar="SHARE",
+        default=0.999,
+        help="share of what enters a node whose links are kept; less where hardly any influence goes",
+    )
+    parser.add_argument(
+        "--node-threshold", type=float, metavar="SHARE", default=0.95, help="share of influence whose nodes are shown"
+    )
+    parser.add_argument(
+        "--edge-threshold", type=float, metavar="SHARE", default=0.98, help="share of influence whose links are shown"
+    )
     parser.add_argument("--max-links", type=int, default=50_000, metavar="N", help="most links that are shown")
     parser.add_argument(
         "--features", type=str | None, metavar="DIR", help="the adapters' feature store; by default the run's"
@@ -110,14 +124,19 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: Namespace) -> dict[str, Any]:
     _check(args)
-    from tc_adapters_lens.integrations.circuit_tracer.extra import require_circuit_tracer
-
-    require_circuit_tracer()
+    try:
+        from tc_adapters_lens.integrations.circuit_tracer.graph_files import check_slug
+    except ModuleNotFoundError as missing:
+        if missing.name != "circuit_tracer":
+            raise
+        raise MissingExtraError(
+            "`tc-adapters graph` needs circuit-tracer, which is not installed: "
+            'pip install "tc-adapters-lens[attribution]"'
+        ) from missing
     from tc_adapters_lens.cli.graph_output import GraphView
     from tc_adapters_lens.cli.graph_prompts import parse_rows
     from tc_adapters_lens.cli.graph_text import graph_text
     from tc_adapters_lens.cli.graph_tracing import GraphSettings, make_graphs
-    from tc_adapters_lens.integrations.circuit_tracer.graph_files import check_slug
     from tc_adapters_lens.integrations.circuit_tracer.replacement import replacement_model
     from tc_adapters_lens.models.adapter_set import AdapterSet
 

@@ -33,8 +33,8 @@ class GraphView:
     most_links: int
 
 
-def there(out: Path, slug: str, key: str, view: GraphView) -> dict[str, Any] | None:
-    """The summary of a graph that is whole and shows what is wanted; None where there is none."""
+def there(out: Path, slug: str, key: str, view: GraphView, words: Words) -> dict[str, Any] | None:
+    """The summary of a graph that is whole and shows what is wanted in these words; None where there is none."""
     files = [out / f"{slug}.json", *(out / slug / file for file in (SUMMARY_FILE, GRAPH_FILE, *PICTURES))]
     if not all(file.is_file() for file in files):
         return None
@@ -42,7 +42,8 @@ def there(out: Path, slug: str, key: str, view: GraphView) -> dict[str, Any] | N
         summary = json.loads((out / slug / SUMMARY_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    same = isinstance(summary, dict) and summary.get("key") == key and summary.get("view") == asdict(view)
+    wanted = {"key": key, "view": asdict(view), "words": words.source}
+    same = isinstance(summary, dict) and all(summary.get(name) == value for name, value in wanted.items())
     return summary if same else None
 
 
@@ -104,6 +105,7 @@ def write(graph: SparseGraph, slug: str, view: GraphView, words: Words, out: Pat
     found = {
         **summary.to_dict(words, _N_FEATURES),
         "view": asdict(view),
+        "words": words.source,
         "shown": {"nodes": written.n_nodes, "links": written.n_links, "links_left_out": written.n_links_left_out},
     }
     with atomic_file(directory / SUMMARY_FILE, error=GraphError) as file:

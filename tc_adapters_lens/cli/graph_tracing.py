@@ -96,8 +96,8 @@ def make_graphs(
 ) -> Iterator[GraphOutcome]:
     """Make every prompt's graph: `OUT/SLUG.json`, and its summary, pictures and edges in `OUT/SLUG/`.
 
-    A graph that is there is taken as it is; one with another view is pruned anew, what was pinned on the page stays. A
-    prompt that cannot be traced is an outcome like others.
+    A graph that is there is taken as it is; one with another view, or other words on features, is pruned anew, what was
+    pinned on the page stays. A prompt that cannot be traced is an outcome like others.
 
     Args:
         about: pair and adapters, which a graph is of.
@@ -115,7 +115,7 @@ def make_graphs(
     for number, prompt in enumerate(prompts):
         key = _key(prompt, settings, about)
         slug = name or slug_of(prompt, key)
-        found = there(out, slug, key, view)
+        found = there(out, slug, key, view, words)
         if found is not None:
             yield GraphOutcome(slug, False, found)
             continue

@@ -1,13 +1,18 @@
-"""A tiny pair on disk and adapters for it."""
+"""A tiny pair on disk, adapters for it, and a run with an attribution graph."""
 
 from __future__ import annotations
+
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
+from tc_adapters_lens.cli.main import main
 from tc_adapters_lens.models.adapter_set import AdapterSet, AdapterSetInfo
 from tc_adapters_lens.models.checkpoints import Checkpoint
 from tc_adapters_lens.models.pair_info import PairInfo
+from tests.cli.graph_run import PROMPT, make_run
 from tests.tiny import D_MODEL, N_LAYERS, save, tiny_pair, word_tokenizer
 
 N_FEATURES = 6
@@ -36,3 +41,52 @@ def adapters(pair, tmp_path):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator))
     adapters.save(tmp_path / "adapters")
     return tmp_path / "adapters"
+
+
+@pytest.fixture(scope="session")
+def graph_made(tmp_path_factory) -> Path:
+    """A run with a graph named `one`, of the prompt of `graph_run`."""
+    pytest.importorskip("circuit_tracer")
+    run = make_run(tmp_path_factory.mktemp("graph"))
+    assert main(["graph", "--run", str(run), "--prompt", PROMPT, "--name", "one", "--device", "cpu"]) == 0
+    return run
+
+
+@pytest.fixture
+def graph_dir(graph_made, tmp_path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(graph_made, tmp_path / "run"))
+
+
+@pytest.fixture
+def graph_verb(graph_dir, capsys, monkeypatch):
+    """Runs the verb; returns what it printed, its error line, and how many prompts were traced."""
+    from tc_adapters_lens.cli import graph_tracing
+
+    traced: list[int] = []
+
+    def counted(tokens, *args, **options):
+        traced.append(len(tokens))
+        return trace(tokens, *args, **options)
+
+    trace = graph_tracing.trace
+    monkeypatch.setattr(graph_tracing, "trace", counted)
+
+    def call(*argv: str, code: int = 0) -> tuple[str, str, int]:
+        traced.clear()
+        capsys.readouterr()
+        assert main(["graph", "--run", str(graph_dir), "--device", "cpu", *argv]) == code, capsys.readouterr().err
+        captured = capsys.readouterr()
+        lines = [line for line in captured.err.splitlines() if line.startswith("tc-adapters")]
+        assert len(lines) == (code != 0)
+        return captured.out, "".join(lines), len(traced)
+
+    return call
+
+
+@pytest.fixture
+def no_pictures(monkeypatch) -> None:
+    """Pictures cost time, and have tests of their own."""
+    from tc_adapters_lens.cli import graph_output
+
+    monkeypatch.setattr(graph_output, "draw_graph", lambda content, path: path.write_bytes(b"drawn"))

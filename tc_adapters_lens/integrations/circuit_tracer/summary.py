@@ -42,8 +42,13 @@ class FeatureWords:
 
 
 class Words(Protocol):
-    """Where words on features come from."""
+    """Where words on features come from.
 
+    source: other words have another.
+    """
+
+    @property
+    def source(self) -> str: ...
     def __getitem__(self, feature: tuple[int, int], /) -> FeatureWords: ...
 
 

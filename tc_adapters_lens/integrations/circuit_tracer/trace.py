@@ -226,7 +226,7 @@ def _too_many(n_edges: int, n_features: int, limit: int, n_fit: int) -> str:
     needed = n_edges * BYTES_PER_EDGE / _GIB
     return (
         f"The graph's edges must fit into {limit / _GIB:,.2f} GiB. Got about {n_edges:,} of {n_features:,} features, "
-        f"which take {needed:,.2f} GiB; about {n_fit:,} features fit: trace so many (max_feature_nodes) or lower keep."
+        f"which take {needed:,.2f} GiB; about {n_fit:,} features fit: lower max_feature_nodes (--max-features) or keep."
     )
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 
 from tc_adapters_lens.features.promoted import promoted_tokens
 from tc_adapters_lens.features.records import Example
 from tc_adapters_lens.features.store import FeatureStore
+from tc_adapters_lens.features.store_files import LABELS, STORE_FILE
 from tc_adapters_lens.integrations.circuit_tracer.summary import FeatureWords
 from tc_adapters_lens.models.adapter_set import AdapterSet
 from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
@@ -27,6 +30,7 @@ class StoreWords:
 
     def __init__(self, store: FeatureStore):
         self._store = store
+        self.source = _content(store.directory / STORE_FILE, *sorted((store.directory / LABELS).glob("*.parquet")))
         self._read: dict[tuple[int, int], FeatureWords] = {}
 
     def __getitem__(self, key: tuple[int, int]) -> FeatureWords:
@@ -61,6 +65,8 @@ class StoreWords:
 class DecoderWords:
     """Of adapters whose features nobody has collected: what their decoders promote and inhibit."""
 
+    source = "decoders"
+
     def __init__(self, model: HookedDiffTransformer, adapters: AdapterSet, vocabulary: Vocabulary):
         self._model, self._adapters, self._vocabulary = model, adapters, vocabulary
         self._found: dict[tuple[int, int], FeatureWords] = {}
@@ -82,6 +88,13 @@ class DecoderWords:
                 promoted = tuple(self._vocabulary.texts(more))
                 inhibited = tuple(self._vocabulary.texts(less))
                 self._found[layer, feature] = FeatureWords(label_of(promoted), promoted, inhibited)
+
+
+def _content(*files: Path) -> str:
+    digest = xxhash.xxh3_128()
+    for file in files:
+        digest.update(file.read_bytes())
+    return f"xxh3:{digest.hexdigest()}"
 
 
 def label_of(promoted: Iterable[str]) -> str:
