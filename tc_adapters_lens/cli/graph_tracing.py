@@ -52,7 +52,7 @@ class GraphSettings:
     logit_share: float = 0.95
     max_features: int | None = None
     influence_share: float = 1.0
-    keep: float = 0.9999
+    keep: float = 0.999
 
     def targets(self, model: AdapterReplacementModel) -> GraphTargets | None:
         """In the words of `trace`.
