@@ -95,8 +95,8 @@ def draw(ablations: Sequence[Ablations], rule: str, file: Path) -> None:
     for axis, kind in zip(axes, PREDICTIONS, strict=True):
         x = np.concatenate([one.predicted[rule][kind] for one in ablations])
         axis.axline((0, 0), slope=1, color="#8c8c8c", linewidth=1, linestyle="--", label="as predicted")
-        axis.plot(x[~top], changes[~top], "x", color="#937860", markersize=5, label="random others of the same layers")
-        axis.plot(x[top], changes[top], "o", color="#162e5c", alpha=0.6, markersize=5, label="most influential")
+        axis.plot(x[top], changes[top], "o", color="#4c72b0", alpha=0.6, markersize=5, label="most influential")
+        axis.plot(x[~top], changes[~top], "x", color="#d97a1c", markersize=5, label="random others of the same layers")
         axis.set(title=f"{kind} effect", xlabel="change that the graph predicts")
     axes[0].set_ylabel("change of the logit when ablated")
     axes[0].legend(fontsize=8)
