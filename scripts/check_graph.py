@@ -11,6 +11,9 @@ active ones of the same layers, drawn at random. The pair itself runs, with its 
               fall below 0 falls to 0, and none that is off comes on
     frozen    the same ablation with all but direct effects held: it must be the edge, or the exit status is 1
 
+Held: the pair again, with the attention patterns and norm denominators of the prompt as it is, which edges are made
+with. What then is left between prediction and change is the MLPs' own nonlinearity.
+
 Intervals are of a bootstrap over prompts. Shuffled: predictions change places among the features of their prompt.
 """
 
@@ -19,7 +22,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +49,7 @@ from tc_adapters_lens.models.names import ADAPTERS, hook_acts
 from tc_adapters_lens.training.config import DataConfig, TrainingConfig
 
 ROWS_AT_ONCE = 64
+HELD = ("hook_pattern", "hook_scale")
 N_FROZEN = 5  # of each graph's features, the most influential
 TOLERANCE = 1e-4  # of the largest edge
 
@@ -81,12 +85,35 @@ def total_effects(graph: SparseGraph, nodes: Int[Tensor, " n"]) -> Float[Tensor,
 
 @torch.no_grad()
 def target_values(
-    pair: HookedDiffTransformer, adapters: AdapterSet, tokens: Int[Tensor, " pos"], off: Int[Tensor, "n 3"], token: int
+    pair: HookedDiffTransformer,
+    adapters: AdapterSet,
+    tokens: Int[Tensor, " pos"],
+    off: Int[Tensor, "n 3"],
+    token: int,
+    held: Sequence[str] = (),
 ) -> Float[Tensor, " n"]:
-    """Demeaned logit of a token, before any soft cap, with each (layer, position, feature) at 0 alone."""
+    """Demeaned logit of a token, before any soft cap, with each (layer, position, feature) at 0 alone.
+
+    Args:
+        off: a layer of -1: none.
+        held: ends of hook points' names, whose values stay those without an ablation.
+    """
     W_U, b_U = pair.unembed.W_U, pair.unembed.b_U
     direction, bias = (W_U[:, token] - W_U.mean(1)).double(), float(b_U[token] - b_U.mean())
     outputs: list[Tensor] = []
+    kept: dict[str, Tensor] = {}
+
+    def keep(value: Tensor, hook: Any) -> None:
+        kept[hook.name] = value
+
+    def hold(value: Tensor, hook: Any) -> Tensor:
+        return kept[hook.name].expand_as(value)
+
+    def is_held(name: str) -> bool:
+        return name.endswith(tuple(held))
+
+    with pair.adapters(adapters), pair.hooks(fwd_hooks=[(is_held, keep)]):
+        pair(tokens[None])
     handle = pair.ln_final.register_forward_hook(lambda _, __, output: outputs.append(output[:, -1].double()))
     try:
         for chosen in off.split(ROWS_AT_ONCE):
@@ -100,7 +127,7 @@ def target_values(
             hooks: list[Any] = [
                 (hook_acts(layer), switch_off) for layer in chosen[:, 0].unique().tolist() if layer >= 0
             ]
-            with pair.adapters(adapters), pair.hooks(fwd_hooks=hooks):
+            with pair.adapters(adapters), pair.hooks(fwd_hooks=[(is_held, hold), *hooks]):
                 pair(tokens.expand(len(chosen), -1))
     finally:
         handle.remove()
@@ -139,20 +166,20 @@ def ablate(
     top = torch.cat(ranked).unique()
     layers, taken = first.active_features[:, 0], set(top.tolist())
     for layer in layers[top].tolist():
-        free = [node for node in (layers == layer).nonzero().squeeze(1).tolist() if node not in taken]
-        taken |= {int(rng.choice(free))} if free else set()
+        others = [node for node in (layers == layer).nonzero().squeeze(1).tolist() if node not in taken]
+        taken |= {int(rng.choice(others))} if others else set()
     nodes = torch.tensor([*top.tolist(), *sorted(taken - set(top.tolist()))])
     gaps = [
         frozen_gap(model, graph, best[:N_FROZEN], token)
         for model, graph, best in zip(models.values(), graphs.values(), ranked, strict=True)
     ]
-    nothing = torch.tensor([[-1, 0, 0]])
-    values = target_values(pair, adapters, tokens, torch.cat([first.active_features[nodes], nothing]), token)
+    off = torch.cat([first.active_features[nodes], torch.tensor([[-1, 0, 0]])])
+    free, held = (target_values(pair, adapters, tokens, off, token, names).numpy() for names in ((), HELD))
     predicted = {
         rule: {"direct": direct_effects(graph, nodes).numpy(), "total": total_effects(graph, nodes).numpy()}
         for rule, graph in graphs.items()
     }
-    return Ablations(np.arange(len(nodes)) < len(top), (values[:-1] - values[-1]).numpy(), predicted, max(gaps))
+    return Ablations(np.arange(len(nodes)) < len(top), free[:-1] - free[-1], held[:-1] - held[-1], predicted, max(gaps))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -188,11 +215,11 @@ def main(arguments: list[str] | None = None) -> int:
     sizes = found["features"]
     for group, size in sizes.items():
         print(f"{group:8s} {size['n']:6d} features  mean |change| {shown(size['mean_absolute_change'])}")
-    print(f"\n{'rule':12s} {'effect':7s} {'features':9s} {'Pearson':22s} {'Spearman':22s} {'slope':22s}")
+    print(f"\n{'rule':12s} {'effect':7s} {'features':12s} {'Pearson':22s} {'Spearman':22s} {'slope':22s}")
     for rule, kinds in found["rules"].items():
         for kind, groups in kinds.items():
             for group, of in groups.items():
-                print(f"{rule:12s} {kind:7s} {group:9s} " + " ".join(f"{shown(value):22s}" for value in of.values()))
+                print(f"{rule:12s} {kind:7s} {group:12s} " + " ".join(f"{shown(value):22s}" for value in of.values()))
     gap = found["largest_frozen_gap"]
     print(f"\nfrozen ablations differ from the edges by at most {gap:.1e} of a prompt's largest edge")
     if args.json is not None:

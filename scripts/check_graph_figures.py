@@ -19,12 +19,14 @@ class Ablations(NamedTuple):
 
     top: whether one is among the most influential by a rule, `[n]`; the others are drawn at random.
     changes: of the target's demeaned logit, `[n]`.
+    changes_held: the same with attention patterns and norm denominators held.
     predicted: rule -> `PREDICTIONS` -> changes, `[n]`.
     frozen_gap: how far frozen ablations are from the edges, as a share of the largest edge, over all rules.
     """
 
     top: np.ndarray
     changes: np.ndarray
+    changes_held: np.ndarray
     predicted: dict[str, dict[str, np.ndarray]]
     frozen_gap: float
 
@@ -62,7 +64,7 @@ def figures(ablations: Sequence[Ablations], seed: int) -> dict[str, Any]:
     weights, rng = bootstrap.weights(range(len(ablations))), np.random.default_rng(seed)
     groups = {"top": [one.top for one in ablations], "random": [~one.top for one in ablations]}
     groups["all"] = [np.ones(len(one.top), dtype=bool) for one in ablations]
-    changes = [one.changes for one in ablations]
+    changes, held = ([getattr(one, name) for one in ablations] for name in ("changes", "changes_held"))
     sizes = {}
     for name in ("top", "random"):
         of = [abs(change[chosen]) for change, chosen in zip(changes, groups[name], strict=True)]
@@ -74,8 +76,9 @@ def figures(ablations: Sequence[Ablations], seed: int) -> dict[str, Any]:
             x = [one.predicted[rule][kind] for one in ablations]
             found = rules.setdefault(rule, {}).setdefault(kind, {})
             for group, chosen in groups.items():
-                own_x, own_y = ([part[c] for part, c in zip(all_, chosen, strict=True)] for all_ in (x, changes))
-                found[group] = agreement(own_x, own_y, bootstrap)
+                for name, y in ((group, changes), (f"{group}, held", held)):
+                    own_x, own_y = ([part[c] for part, c in zip(all_, chosen, strict=True)] for all_ in (x, y))
+                    found[name] = agreement(own_x, own_y, bootstrap)
             found["shuffled"] = agreement([rng.permutation(part) for part in x], changes, bootstrap)
     return {
         "n_prompts": len(ablations),

@@ -134,6 +134,12 @@ def test_each_feature_is_ablated_alone(pair, adapters, traced) -> None:
             with scaled(pair, FeatureGroup("one", ((layer, feature),)), 0.0, positions=[position]):
                 assert float(values[node]) == pytest.approx(demeaned(pair(TOKENS[None])), abs=1e-5)
     assert len(values) == len(off)
+    held = check_graph.target_values(pair, adapters, TOKENS, off, TOKEN, check_graph.HELD)
+    assert float(held[0]) == pytest.approx(float(values[0]), abs=1e-5)
+    last = graph.active_features[:, 0] == N_LAYERS - 1  # no MLP comes after: with norms held there are edges alone
+    nodes = last.nonzero().squeeze(1)
+    np.testing.assert_allclose((held[1:] - held[0])[last], check_graph.direct_effects(graph, nodes), atol=1e-5)
+    assert (held - values)[1:][last].abs().max() > 1e-3
     assert (values[1:] - values[0]).abs().max() > 0.01
 
 
@@ -177,6 +183,7 @@ def test_a_run_is_checked(tmp_path, folders, adapters, capsys) -> None:
     assert found["prompts"][1]["next"] == rows[1]["input_ids"][6]
     assert found["features"]["top"]["n"] >= found["features"]["random"]["n"] >= 40
     top, all_of = (found["rules"]["relp"]["total"][group]["pearson"] for group in ("top", "all"))
+    assert found["rules"]["relp"]["total"]["all, held"]["pearson"]["value"] > 0.9
     assert 0.5 < all_of["low"] < all_of["value"] < all_of["high"]
     assert f"{top['value']:.3f} ({top['low']:.3f}, {top['high']:.3f})" in capsys.readouterr().out
     assert found["rules"]["relp"]["total"]["shuffled"]["pearson"]["value"] < all_of["low"]
