@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tc_adapters_lens.evaluation.bootstrap import MIN_SEQUENCES, Bootstrap, estimate, ratio
+from tc_adapters_lens.evaluation.estimate import Estimate
 from tc_adapters_lens.models.atomic import atomic_file
 
 PREDICTIONS = ("direct", "total")
@@ -55,6 +56,10 @@ def agreement(x: Sequence[np.ndarray], y: Sequence[np.ndarray], bootstrap: Boots
     whole = np.concatenate(x), np.concatenate(y)
     (pearson, slope), (spearman, _) = both(*whole), both(*map(ranks, whole))
     found = {"pearson": estimate(pearson), "spearman": estimate(spearman), "slope": estimate(slope)}
+    for name in ("pearson", "spearman"):
+        if (value := found[name]) is not None and value.interval is not None:
+            low, high = value.interval
+            found[name] = Estimate(value.value, max(low, -1.0), min(high, 1.0))
     return {name: value and value.to_dict() for name, value in found.items()}
 
 
