@@ -146,7 +146,7 @@ def test_each_feature_is_ablated_alone(pair, adapters, traced) -> None:
 def test_agreement_is_of_all_prompts_together() -> None:
     rng = np.random.default_rng(0)
     x = [rng.standard_normal(size).round(1) for size in (5, 9, 4, 7)]  # rounded: there are ties
-    y = [3 * part + rng.standard_normal(len(part)) for part in x]
+    y = [part + 2 * rng.standard_normal(len(part)) for part in x]
     bootstrap = Bootstrap(100, 1)
     found = check_graph_figures.agreement(x, y, bootstrap)
 
@@ -164,6 +164,8 @@ def test_agreement_is_of_all_prompts_together() -> None:
         low, high = np.quantile(column[1:], [0.025, 0.975]) + column[0] - column[1:].mean()
         assert list(found[of].values()) == pytest.approx([column[0], low, high])
     assert check_graph_figures.ranks(np.array([2.0, 0, 2, 5])).tolist() == [2.5, 1, 2.5, 4]
+    same = check_graph_figures.agreement(x, x, bootstrap)
+    assert same["pearson"]["high"] == 1.0 == same["spearman"]["high"]
     assert check_graph_figures.agreement(x, [0 * part for part in x], bootstrap)["pearson"] is None
 
 
