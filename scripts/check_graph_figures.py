@@ -94,18 +94,21 @@ def figures(ablations: Sequence[Ablations], seed: int) -> dict[str, Any]:
 
 
 def draw(ablations: Sequence[Ablations], rule: str, file: Path) -> None:
-    """Predicted against real change, direct and total side by side."""
+    """Predicted against real changes: direct, total, and total beside ablations with norms and attention held."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4.8), layout="constrained")
-    axes = figure.subplots(1, 2, sharex=True, sharey=True)
-    top, changes = (np.concatenate([getattr(one, name) for one in ablations]) for name in ("top", "changes"))
-    for axis, kind in zip(axes, PREDICTIONS, strict=True):
+    figure = Figure(figsize=(13, 4.6), layout="constrained")
+    axes = figure.subplots(1, 3, sharex=True, sharey=True)
+    top, free, held = (
+        np.concatenate([getattr(one, n) for one in ablations]) for n in ("top", "changes", "changes_held")
+    )
+    panels = (("direct", "", free), ("total", "", free), ("total", ", norms and attention held", held))
+    for axis, (kind, how, y) in zip(axes, panels, strict=True):
         x = np.concatenate([one.predicted[rule][kind] for one in ablations])
         axis.axline((0, 0), slope=1, color="#8c8c8c", linewidth=1, linestyle="--", label="as predicted")
-        axis.plot(x[top], changes[top], "o", color="#4c72b0", alpha=0.6, markersize=5, label="most influential")
-        axis.plot(x[~top], changes[~top], "x", color="#d97a1c", markersize=5, label="random others of the same layers")
-        axis.set(title=f"{kind} effect", xlabel="change that the graph predicts")
+        axis.plot(x[top], y[top], "o", color="#4c72b0", alpha=0.6, markersize=5, label="most influential")
+        axis.plot(x[~top], y[~top], "x", color="#d97a1c", markersize=5, label="random others of the same layers")
+        axis.set(title=f"{kind} effect{how}", xlabel="change that the graph predicts")
     axes[0].set_ylabel("change of the logit when ablated")
     axes[0].legend(fontsize=8)
     with atomic_file(file) as partial:
