@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from functools import lru_cache
 
 from matplotlib.font_manager import FontProperties, findfont, get_font
@@ -55,8 +56,16 @@ def shorten(text: str, size: float, width: float) -> str:
 
 
 def _drawable(text: str) -> str:
+    return "".join(map(_drawn_as, text))
+
+
+@lru_cache(maxsize=4096)
+def _drawn_as(character: str) -> str:
+    """A character, one that means the same, such as | for the wide bar of chat templates, or a box."""
     glyphs = _characters()
-    return "".join(character if ord(character) in glyphs else _NO_GLYPH for character in text)
+    plain = unicodedata.normalize("NFKC", character)
+    known = (form for form in (character, plain) if glyphs.issuperset(map(ord, form)))
+    return next(known, _NO_GLYPH)
 
 
 @lru_cache(maxsize=1)

@@ -245,6 +245,12 @@ def test_any_text_can_be_drawn(suffix, tmp_path) -> None:
         assert all(box[2] <= picture.width for box in picture.ink("label").values())
 
 
+def test_a_character_without_a_glyph_is_drawn_as_one_that_means_the_same(tmp_path) -> None:
+    texts = ["<\uff5cUser\uff5c>", "㎏中", "①"]
+    picture = _drawn(graph(texts, [token(0), token(1), token(2), logit(3, 2, 0, "bye", 0.5)]), tmp_path)
+    assert [picture.text("token", str(i)) for i in range(3)] == ["<|User|>", "kg□", "①"]  # the font has the last
+
+
 def test_a_png_is_7_inches_at_300_dots(tmp_path) -> None:
     draw_graph(random_graph(12, 2, 5), tmp_path / "graph.png")
     with Image.open(tmp_path / "graph.png") as image:
