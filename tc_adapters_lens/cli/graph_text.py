@@ -24,9 +24,8 @@ def graph_text(slug: str, summary: Mapping[str, Any]) -> str:
         "",
         "explained                probability     logit   features     tokens     errors     biases",
     ]
-    tokens_explained = summary["contrast"] is None and summary["direction"] is None
     for target in summary["targets"]:
-        probability = f"{target['probability']:.1%}" if tokens_explained else ""
+        probability = f"{target['probability']:.1%}" if target["kind"] == "token" else ""
         lines.append(
             f"{_shown(target['label']):24} {probability:>11} {target['value']:+9.2f}  "
             f"{target['features']:+9.2f}  {target['tokens']:+9.2f}  {target['errors']:+9.2f}  "

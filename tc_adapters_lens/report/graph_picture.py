@@ -253,7 +253,8 @@ def _caption(shown: Shown) -> str:
 
 
 def _logit_text(node: Node) -> str:
-    return f"{shorten(shown_token(node.text), _LABEL, 60)} {node.probability:.2f}"
+    text = shorten(shown_token(node.text), _LABEL, 60)
+    return text if node.is_direction else f"{text} {node.probability:.2f}"
 
 
 def _logit_width(node: Node) -> float:

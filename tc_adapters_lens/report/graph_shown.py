@@ -34,7 +34,8 @@ class Node:
     layer: -1 for tokens, one above the last layer for logits.
     influence: the share of all influence that it and the nodes above it have; infinite where the graph has none.
     text: of a feature its label, of a logit its token.
-    probability: of a logit's token.
+    probability: of a logit's token; a direction's weight.
+    is_direction: what is explained is no token's logit.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Node:
     influence: float = inf
     text: str = ""
     probability: float = 0.0
+    is_direction: bool = False
 
 
 @dataclass(frozen=True)
@@ -167,8 +169,8 @@ def _nodes(values: Iterable[Mapping[str, Any]]) -> dict[str, Node]:
         kind = _KINDS[value["feature_type"]]
         influence = value.get("influence")
         text = str(value.get("clerp") or "")
-        if kind == "feature" and not text.strip():
-            text = f"feature {unpair(int(value['feature']))[1]}"
+        if kind == "feature":
+            text = " ".join(("{}.{}".format(*unpair(int(value["feature"]))), text.strip())).strip()
         match = _OUTPUT.fullmatch(text)
         node = Node(
             id=str(value["node_id"]),
@@ -178,6 +180,7 @@ def _nodes(values: Iterable[Mapping[str, Any]]) -> dict[str, Node]:
             influence=float(influence) if influence is not None and isfinite(influence) else inf,
             text=match[1] if kind == "logit" and match else text,
             probability=float(value.get("token_prob") or 0),
+            is_direction=kind == "logit" and match is None,
         )
         found.setdefault(node.id, node)
     return found

@@ -18,7 +18,7 @@ from tc_adapters_lens.cli import graph_output, graph_tracing
 from tc_adapters_lens.integrations.circuit_tracer.sparse_graph import SparseGraph
 from tc_adapters_lens.models.adapter_set import AdapterSet
 from tc_adapters_lens.models.pair import load_pair
-from tc_adapters_lens.serve.graphs import read_graph
+from tc_adapters_lens.serve.graphs import read_content, read_graph
 from tests.cli.graph_run import PROMPT
 
 FILES = ["graph.json", "graph.png", "graph.safetensors", "graph.svg", "summary.json"]
@@ -41,7 +41,8 @@ def test_what_is_written(graph_made, graph_dir, capsys) -> None:
     assert page.metadata.prompt_tokens == PROMPT.split()
     listed = json.loads((graphs / "graph-metadata.json").read_text())
     assert [about["slug"] for about in listed["graphs"]] == ["one"]
-    read = read_graph(graphs / "one.json", "graphs/one.json")
+    read = read_graph(read_content(graphs / "one.json") or {}, "graphs/one.json")
+    assert read is not None
     assert len(read.features) > 5
     summary = json.loads((graphs / "one" / "summary.json").read_text(encoding="utf-8"))
     assert (summary["prompt"], summary["n_tokens"], summary["sampled"]) == (PROMPT, 5, "replacement")

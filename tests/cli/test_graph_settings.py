@@ -17,7 +17,7 @@ from circuit_tracer.frontend.graph_models import Model
 
 from tc_adapters_lens.cli.main import main
 from tc_adapters_lens.models.adapter_set import AdapterSet
-from tc_adapters_lens.serve.graphs import read_graph
+from tc_adapters_lens.serve.graphs import read_content, read_graph
 from tests.cli.graph_run import CHAT, PROMPT, WORDS
 from tests.features.builder import synthetic_store
 from tests.tiny import D_MODEL, N_LAYERS
@@ -133,7 +133,9 @@ def test_words_from_a_store(graph_dir, graph_verb, no_pictures, tmp_path) -> Non
             assert feature["frequency"] == kept.frequency
     # a description that comes later is taken over without tracing
     assert graph_verb("--prompt", PROMPT, "--name", "named0")[2] == 0
-    (layer, index), *_ = read_graph(graph_dir / "graphs/named0.json", "").features
+    read = read_graph(read_content(graph_dir / "graphs/named0.json") or {}, "")
+    assert read is not None
+    (layer, index), *_ = read.features
     frame = pd.DataFrame({"layer": [layer], "feature": [index], "description": ["says <b>wait</b>"]})
     stores[0].add_labels("judge", frame)
     out, _, n_traced = graph_verb("--prompt", PROMPT, "--name", "named0")

@@ -142,8 +142,8 @@ def test_a_small_graph_in_full(tmp_path) -> None:
     expected = {"E_7_1>0_5_1": 2.6, "0_5_1>1_9_2": 2.6, "1_9_2>3_8_2": 0.4 + 2.2 * 0.75, "0_1_0>3_8_2": 0.4 + 2.2 / 4}
     assert widths == pytest.approx(expected)
     assert [picture.text("token", str(i)) for i in range(3)] == ["<bos>", "␣19", "↵"]
-    assert picture.text("label", "0_5_1") == "sum"
-    assert picture.text("label", "1_9_2") == "feature 9"
+    assert picture.text("label", "0_5_1") == "0.5 sum"
+    assert picture.text("label", "1_9_2") == "1.9"
     assert picture.text("label", "3_8_2") == "␣Wait 0.62"
     assert "Why $5 < 6$" in picture.texts
     assert "Shown: 2 of 2 features, 1 of 1 error, 1 of 1 logit, 4 of 4 links, 3 of 3 tokens." in picture.texts
@@ -207,7 +207,7 @@ def test_more_features_than_7_inches_hold_widen_the_picture(tmp_path) -> None:
 def test_a_feature_of_layer_0_keeps_its_id_before_an_error(tmp_path) -> None:
     one = feature(0, 3, 2, 0.1, "kept")
     picture = _drawn(graph(["a", "b", "c"], [one, error(3, 2)]), tmp_path)
-    assert picture.text("label", "0_3_2") == "kept"
+    assert picture.text("label", "0_3_2") == "0.3 kept"
 
 
 HOSTILE = [

@@ -8,10 +8,12 @@ Edges are the same.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from circuit_tracer.attribution.context_transformerlens import AttributionContext
+from circuit_tracer.replacement_model.replacement_model_transformerlens import TransformerLensReplacementModel
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -60,6 +62,11 @@ class FrozenContext(AttributionContext):
         self._decoders = [
             self._blocks(torch.nonzero(layers == layer).squeeze(1), positions) for layer in range(self.n_layers)
         ]
+
+    @contextmanager
+    def install_hooks(self, model: TransformerLensReplacementModel) -> Iterator[None]:
+        """None are needed."""
+        yield
 
     def compute_batch(
         self,

@@ -145,7 +145,7 @@ def _nodes(
             node = Node.token_node(position, int(graph.tokens[position]), influence=score)
         else:
             place = number - targets
-            label, vocab_idx = graph.targets[place]
+            label, vocab_idx, kind = graph.targets[place]
             node = Node.logit_node(
                 pos=graph.n_pos - 1,
                 vocab_idx=vocab_idx,
@@ -154,6 +154,8 @@ def _nodes(
                 token_prob=float(graph.probabilities[place]),
                 num_layers=graph.n_layers,
             )
+            if kind == "direction":
+                node.clerp = label
         nodes[number] = node
         ids.add(node.node_id)
     return nodes

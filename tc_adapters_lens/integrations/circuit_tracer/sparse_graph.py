@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import xxhash
@@ -46,10 +46,12 @@ class Target(NamedTuple):
 
     label: the token's text, or the direction's name.
     vocab_idx: the token's id; of a direction, the vocabulary's size + its place, as circuit-tracer has it.
+    kind: a direction, such as the difference of two tokens, has a weight and no probability.
     """
 
     label: str
     vocab_idx: int
+    kind: Literal["token", "direction"] = "token"
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +196,7 @@ class SparseGraph:
             graph = cls(
                 **{name: tensors[name] for name in graph_checks.SHAPES},
                 terms={name.removeprefix(_TERM): t for name, t in sorted(tensors.items()) if name.startswith(_TERM)},
-                targets=tuple(Target(str(t["label"]), int(t["vocab_idx"])) for t in about["targets"]),
+                targets=tuple(Target(str(t["label"]), int(t["vocab_idx"]), t["kind"]) for t in about["targets"]),
                 token_texts=tuple(map(str, about["token_texts"])),
                 **{name: about[name] for name in ("prompt", "n_layers", "vocab_size", "scan", "info")},
             )
@@ -238,7 +240,7 @@ class SparseGraph:
             cfg=cfg,
             selected_features=self.selected,
             activation_values=self.activations,
-            logit_targets=[LogitTarget(*target) for target in self.targets],
+            logit_targets=[LogitTarget(target.label, target.vocab_idx) for target in self.targets],
             logit_probabilities=self.probabilities,
             scan=self.scan,
             vocab_size=self.vocab_size,

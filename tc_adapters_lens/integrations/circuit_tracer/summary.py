@@ -162,10 +162,11 @@ def _target(graph: SparseGraph, place: int) -> dict[str, Any]:
     own = slice(int(graph.row_starts[row]), int(graph.row_starts[row + 1]))
     sources, weights = graph.columns[own], graph.weights[own].double()
     tokens = graph.n_active + graph.n_layers * graph.n_pos
-    label, vocab_idx = graph.targets[place]
+    label, vocab_idx, kind = graph.targets[place]
     return {
         "label": label,
         "vocab_idx": vocab_idx,
+        "kind": kind,
         "probability": float(graph.probabilities[place]),
         "value": float(graph.values[row]),
         "features": float(weights[sources < graph.n_active].sum()),

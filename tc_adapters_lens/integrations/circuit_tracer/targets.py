@@ -52,7 +52,7 @@ def contrast(model: TransformerLensReplacementModel, plus: str | int, minus: str
     a, b = token_id(model, plus), token_id(model, minus)
     if a == b:
         raise GraphError(f"A contrast must be of two tokens. Got {_text(model, a)!r} twice.")
-    label = f"{_text(model, a)} - {_text(model, b)}"
+    label = " - ".join(_text(model, token).strip() or repr(_text(model, token)) for token in (a, b))
     vector = model.unembed_proj[:, a] - model.unembed_proj[:, b]
     bias = _unembedding_bias(model)
     return GraphTargets([CustomTarget(label, 1.0, vector.detach())], (bias[a] - bias[b])[None])
@@ -138,7 +138,10 @@ def explained(
         max_n_logits=max_n_logits,
         desired_logit_prob=desired_logit_prob,
     )
-    records = tuple(Target(str(label), int(index)) for label, index in found.logit_targets)
+    records = tuple(
+        Target(str(label), int(index), "token" if index < len(logits) else "direction")
+        for label, index in found.logit_targets
+    )
     bias = _unembedding_bias(model)
     own = targets.own
     if own is None:
