@@ -106,7 +106,7 @@ def add_arguments(parser: Parser) -> None:
         help="share of what enters a node whose links are kept; less where hardly any influence goes",
     )
     parser.add_argument(
-        "--node-threshold", type=float, metavar="SHARE", default=0.95, help="share of influence whose nodes are shown"
+        "--node-threshold", type=float, metavar="SHARE", default=0.9, help="share of influence whose nodes are shown"
     )
     parser.add_argument(
         "--edge-threshold", type=float, metavar="SHARE", default=0.98, help="share of influence whose links are shown"
