@@ -93,6 +93,14 @@ class LinearMlp:
         post = w.b_in * self.c_up if w.W_gate is None else w.b_in.expand_as(self.c_up)
         return post @ w.W_out + w.b_out
 
+    def matrix_transposed(self, pos: int) -> Float[Tensor, "d_model d_model"]:
+        """`transposed` at one position as a matrix, to be multiplied with from the left."""
+        w = self.weights
+        matrix = (w.W_out.T * self.c_up[pos]) @ w.W_in.T
+        if self.c_gate is not None and w.W_gate is not None:
+            matrix.addmm_(w.W_out.T * self.c_gate[pos], w.W_gate.T)
+        return matrix
+
     def transposed(self, grad: Float[Tensor, "pos n d_model"], n_pos: int) -> Float[Tensor, "pos n d_model"]:
         """The transposed of `linear`, of its first `n_pos` positions: gradients of the output to those of the input.
 

@@ -77,6 +77,15 @@ def test_transposed(x, gated, rule: Rule, n_pos) -> None:
     torch.testing.assert_close(torch.einsum("pd,pnd->n", source[:n_pos], back), forward)
 
 
+@pytest.mark.parametrize(("gated", "rule"), MAPS)
+def test_transposed_as_a_matrix(x, gated, rule: Rule) -> None:
+    linear = weights(gated, "silu").linear_at(x, rule)
+    identity = torch.eye(D_MODEL, dtype=torch.float64).expand(N_POS, -1, -1)
+    expected = linear.transposed(identity, N_POS)
+    for pos in range(N_POS):
+        torch.testing.assert_close(linear.matrix_transposed(pos), expected[pos])
+
+
 def test_the_slope_at_zero() -> None:
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         g = torch.tensor([0.0, -0.0, 1.0, -2.0], dtype=dtype)

@@ -25,7 +25,7 @@ from tc_adapters_lens.integrations.circuit_tracer.replacement import (
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
-TOKENS = torch.tensor([1, *range(5, 15)])
+TOKENS = torch.tensor([1, *range(30, 40)])  # w1 and w2 are special, and would be found in w10 too
 N_FEATURES = 20
 
 

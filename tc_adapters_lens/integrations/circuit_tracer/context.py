@@ -23,7 +23,6 @@ __all__ = ["FrozenContext"]
 
 _POSITIONS_PER_BLOCK = 32
 _NUMBERS_AT_ONCE = {"cpu": 2**22, "cuda": 2**28}  # of one intermediate result of a batch
-_WORTH_MATRICES = 4  # times d_model nodes, which is about what multiplying MLPs out costs
 _MATRIX_NUMBERS = {"cpu": 2**28, "cuda": 2**30}  # of MLPs multiplied out, at most
 
 
@@ -57,7 +56,7 @@ class FrozenContext(AttributionContext):
         )
         self.frozen = frozen
         self._has_errors = bool(self.error_vectors.any())
-        self._n_traced = 0
+        self._uses = [0] * self.n_layers  # of each layer's MLP: nodes that went through it, times positions
         layers, positions = self.decoder_locations
         self._decoders = [
             self._blocks(torch.nonzero(layers == layer).squeeze(1), positions) for layer in range(self.n_layers)
@@ -85,26 +84,34 @@ class FrozenContext(AttributionContext):
         """
         device = inject_values.device
         layers, positions = layers.to(device), positions.to(device)
-        self._n_traced += len(layers)
-        if self._n_traced > _WORTH_MATRICES * inject_values.shape[1] and self._matrices_fit():
-            self.frozen.make_mlp_matrices()
         rows = inject_values.new_zeros(len(layers), self._row_size)
         for nodes in self._pieces(layers, positions):
             rows[nodes] = self._rows(layers[nodes], positions[nodes], inject_values[nodes])
         return rows
 
-    def _matrices_fit(self) -> bool:
-        """Whether the MLPs can be multiplied out, and are not yet."""
+    def expect(self, layers: Int[Tensor, " n"], positions: Int[Tensor, " n"]) -> None:
+        """Prepare for so many nodes to be traced."""
+        for layer in range(self.n_layers):
+            above = layers > layer
+            self._use(layer, int(positions[above].sum() + above.sum()))
+        self._uses = [0] * self.n_layers
+
+    def _use(self, layer: int, uses: int) -> None:
+        """Multiply a layer's MLP out once it has been used as often as that costs, where there is room for it."""
+        self._uses[layer] += uses
         n_pos, d_model = self.token_vectors.shape
+        matrices = self.frozen.mlp_matrices
         limit = _MATRIX_NUMBERS["cuda" if self.token_vectors.is_cuda else "cpu"]
-        return not self.frozen.mlp_matrices and self.n_layers * n_pos * d_model**2 <= limit
+        fits = (len(matrices) + 1) * n_pos * d_model**2 <= limit
+        if layer not in matrices and self._uses[layer] > n_pos * d_model and fits:
+            self.frozen.make_mlp_matrix(layer)
 
     def _pieces(self, layers: Tensor, positions: Tensor) -> Iterator[Int[Tensor, " n"]]:
         """Nodes that go together: of similar positions, in falling order of layers."""
         order = torch.argsort(positions, descending=True, stable=True)
         limit = _NUMBERS_AT_ONCE["cuda" if positions.is_cuda else "cpu"]
         d_mlp, d_model = self.frozen.layers[0].mlp.weights.W_out.shape
-        width = d_model if self.frozen.mlp_matrices else max(d_mlp, d_model)
+        width = d_model if len(self.frozen.mlp_matrices) == self.n_layers - 1 else max(d_mlp, d_model)
         start = 0
         while start < len(order):
             stop = start + max(1, limit // (width * (int(positions[order[start]]) + 1)))
@@ -121,6 +128,7 @@ class FrozenContext(AttributionContext):
                 first = n_active + self.n_layers * n_pos
                 columns[first : first + reached] = _dot(grad, self.token_vectors)
                 continue
+            self._use(layer, reached * above)
             for block in self._decoders[layer]:
                 if block.start >= reached:
                     break

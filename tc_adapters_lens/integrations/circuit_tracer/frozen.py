@@ -31,7 +31,6 @@ __all__ = ["BIASES", "FrozenLayer", "FrozenModel", "is_recorded"]
 BIASES = ("attention", "norm", "mlp")
 """Kinds of bias inside the model: b_V and b_O; a LayerNorm's b; those of the base's MLP."""
 
-_ROWS_AT_ONCE = 16  # of an identity matrix, at every position
 _RECORDED = ("attn.hook_pattern", "hook_scale")
 
 
@@ -79,13 +78,13 @@ class FrozenLayer:
 class FrozenModel:
     """See the module. Positions are those of the prompt, `n_pos` of them.
 
-    mlp_matrices: each layer's MLP read backwards, a matrix per position, `[pos d_model d_model]`; empty until
-        `make_mlp_matrices`.
+    mlp_matrices: layer -> its MLP and the norm before it, read backwards, a matrix per position; of those that
+        `make_mlp_matrix` has made.
     """
 
     layers: Sequence[FrozenLayer]
     ln_final: LinearNorm
-    mlp_matrices: list[Float[Tensor, "pos d_model d_model"]] = field(default_factory=list)
+    mlp_matrices: dict[int, Float[Tensor, "pos d_model d_model"]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: HookedTransformer, mlps: Sequence[LinearMlp], recorded: Mapping[str, Tensor]) -> FrozenModel:
@@ -164,19 +163,15 @@ class FrozenModel:
             resid = resid + attended + through(layer.ln2_post, out)
         yield through(self.ln_final, resid)
 
-    def make_mlp_matrices(self) -> None:
-        """Multiply every layer's MLP out, position by position.
+    def make_mlp_matrix(self, layer: int) -> None:
+        """Multiply a layer's MLP out at every position, for nodes that are traced from now on.
 
-        It costs as much as tracing d_model nodes from the top layer and the last position, and makes an MLP cheaper for
-        all nodes after that by the factor 3 d_mlp / d_model (plain ones: 2 d_mlp / d_model).
+        It costs less than tracing d_model nodes through it, and makes every further node cheaper by the factor
+        3 d_mlp / d_model (a plain MLP: 2 d_mlp / d_model).
         """
-        scale, d_model = self.ln_final.scale, len(self.ln_final.w)
-        identity = torch.eye(d_model, dtype=self.ln_final.w.dtype, device=scale.device)
-        for layer in self.layers:
-            matrix = identity.new_empty(self.n_pos, d_model, d_model)
-            for rows in torch.arange(d_model).split(_ROWS_AT_ONCE):
-                matrix[:, rows] = layer.mlp_transposed(identity[rows].expand(self.n_pos, -1, -1))
-            self.mlp_matrices.append(matrix)
+        mlp, ln2 = self.layers[layer].mlp, self.layers[layer].ln2
+        matrix = torch.stack([mlp.matrix_transposed(pos) for pos in range(self.n_pos)])
+        self.mlp_matrices[layer] = ln2.transposed(matrix)
 
     def gradients(
         self, layers: Int[Tensor, " n"], positions: Int[Tensor, " n"], vectors: Float[Tensor, "n d_model"]
@@ -202,8 +197,8 @@ class FrozenModel:
             if done:
                 out = grad if layer.ln2_post is None else layer.ln2_post.transposed(grad)
                 yield index, out
-                matrices = self.mlp_matrices
-                read = torch.bmm(out, matrices[index][:n_pos]) if matrices else layer.mlp_transposed(out)
+                matrix = self.mlp_matrices.get(index)
+                read = layer.mlp_transposed(out) if matrix is None else torch.bmm(out, matrix[:n_pos])
                 middle = grad if layer.parallel else grad + read
                 attended = layer.attention_transposed(middle)
                 grad = attended.add_(middle).add_(read) if layer.parallel else attended.add_(middle)

@@ -12,6 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tc_adapters_lens.errors import GraphError
+from tc_adapters_lens.integrations.circuit_tracer.context import FrozenContext
 from tc_adapters_lens.integrations.circuit_tracer.influence import target_shares
 from tc_adapters_lens.integrations.circuit_tracer.kept_rows import BYTES_PER_EDGE, Store, largest
 from tc_adapters_lens.integrations.circuit_tracer.sparse_graph import SparseGraph
@@ -172,6 +173,8 @@ class _Tracing:
         n_active, n_targets = len(self.layers), self.n_done
         if n_features == n_active and share == 1:
             layers = self.layers.cpu()
+            if isinstance(self.ctx, FrozenContext):
+                self.ctx.expect(self.layers, self.positions)
             for layer in reversed(range(self.n_layers)):
                 for ids in (layers == layer).nonzero().squeeze(1).split(self.batch_size):
                     self._add(ids, self._rows_of(ids), self.store.handed_down[ids])
