@@ -129,6 +129,7 @@ def test_a_summary_by_hand() -> None:
         {
             "label": "w50",
             "vocab_idx": 50,
+            "kind": "token",
             "probability": 0.25,
             "value": -1.5,
             "features": 3.0,
