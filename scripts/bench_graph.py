@@ -3,7 +3,7 @@
     bash scripts/bench_graph
     bash scripts/bench_graph --repeats 1 --long 0 --json bench.json
 
-- Speed: the same graph of the same replacement model, made by `trace` (rows from the frozen linear model, sparse links)
+- Speed: the same graph of the same replacement model, made by `trace` (rows from the frozen linear model, sparse edges)
   and by circuit-tracer's `attribute` (autograd over copies of the prompt, dense matrix) at several batch sizes.
   Random models and adapters, biases set so that about `--l0` features are active per token and layer. Both compute
   the targets' rows and those of `--nodes` features, chosen by influence; they must choose the same, and their edges
@@ -111,7 +111,7 @@ def measured_memory(n_tokens: int, run: str | None, l0: float, threads: int) -> 
         "n_tokens": n_tokens,
         "active_features": graph.n_active,
         "l0": graph.n_active / n_tokens / graph.n_layers,
-        "links": graph.n_edges,
+        "edges": graph.n_edges,
         "features_after_pruning": int(pruned.node_mask[: graph.n_selected].sum()),
         "largest_gap": largest_gap(graph),
         "seconds_traced": traced,
@@ -187,7 +187,7 @@ def main(argv: list[str] | None = None) -> None:
         memory = result["memory"] = json.loads(done.stdout.splitlines()[-1])
         print(
             f"{memory['n_tokens']:,} tokens, {memory['active_features']:,} features (L0 {memory['l0']:.1f}), "
-            f"{memory['links']:,} links: {memory['peak_gib']:.2f} GiB at most, {memory['seconds_traced']:.0f} s traced,"
+            f"{memory['edges']:,} edges: {memory['peak_gib']:.2f} GiB at most, {memory['seconds_traced']:.0f} s traced,"
             f" {memory['seconds_pruned']:.0f} s pruned; a dense matrix alone takes {memory['dense_matrix_gib']:.2f} GiB"
         )
     if args.json:

@@ -103,15 +103,15 @@ def add_arguments(parser: Parser) -> None:
         type=float,
         metavar="SHARE",
         default=0.999,
-        help="share of what enters a node whose links are kept; less where hardly any influence goes",
+        help="share of what enters a node whose edges are kept; less where hardly any influence goes",
     )
     parser.add_argument(
         "--node-threshold", type=float, metavar="SHARE", default=0.9, help="share of influence whose nodes are shown"
     )
     parser.add_argument(
-        "--edge-threshold", type=float, metavar="SHARE", default=0.98, help="share of influence whose links are shown"
+        "--edge-threshold", type=float, metavar="SHARE", default=0.98, help="share of influence whose edges are shown"
     )
-    parser.add_argument("--max-links", type=int, default=50_000, metavar="N", help="most links that are shown")
+    parser.add_argument("--max-edges", type=int, default=50_000, metavar="N", help="most edges that are shown")
     parser.add_argument(
         "--features", type=str | None, metavar="DIR", help="the adapters' feature store; by default the run's"
     )
@@ -169,7 +169,7 @@ def run(args: Namespace) -> dict[str, Any]:
     )
     prompts = _prompts(args, rows, prompt_template, pair, model)
     out = Path(args.out).expanduser() if args.out else (directory or Path()) / GRAPHS
-    view = GraphView(args.node_threshold, args.edge_threshold, args.max_links)
+    view = GraphView(args.node_threshold, args.edge_threshold, args.max_edges)
     about = {"pair": pair.pair.to_dict(), "adapters_fingerprint": adapters.fingerprint()}
     graphs: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
@@ -257,7 +257,7 @@ def _check(args: Namespace) -> None:
         raise ConfigError("--chat goes with --prompt or --prompts. Got --tokens.")
     if args.chat_template is not None and not args.chat and args.tokens is None:
         raise ConfigError("--chat-template goes with --chat or --tokens, which are missing.")
-    for option in ("end", "n", "max_features", "max_logits", "max_links"):
+    for option in ("end", "n", "max_features", "max_logits", "max_edges"):
         if args[option] is not None and args[option] < 1:
             raise ConfigError(f"{_flag(option)} must be at least 1. Got {args[option]}.")
     for option in ("logit_share", "influence_share", "keep"):

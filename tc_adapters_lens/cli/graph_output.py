@@ -26,11 +26,11 @@ _N_FEATURES = 20  # that a summary has words for
 
 @dataclass(frozen=True)
 class GraphView:
-    """What of a graph the page and the picture show: thresholds as circuit-tracer has them, and the most links."""
+    """What of a graph the page and the picture show: thresholds as circuit-tracer has them, and the most edges."""
 
     node_threshold: float
     edge_threshold: float
-    most_links: int
+    most_edges: int
 
 
 def there(out: Path, slug: str, key: str, view: GraphView, words: Words) -> dict[str, Any] | None:
@@ -96,7 +96,7 @@ def write(graph: SparseGraph, slug: str, view: GraphView, words: Words, out: Pat
         out,
         {feature: words[feature].label for feature in features},
         node_threshold=view.node_threshold,
-        most_links=view.most_links,
+        most_edges=view.most_edges,
         state=page_state(out / f"{slug}.json"),
     )
     content = json.loads(written.path.read_text(encoding="utf-8"))
@@ -106,7 +106,7 @@ def write(graph: SparseGraph, slug: str, view: GraphView, words: Words, out: Pat
         **summary.to_dict(words, _N_FEATURES),
         "view": asdict(view),
         "words": words.source,
-        "shown": {"nodes": written.n_nodes, "links": written.n_links, "links_left_out": written.n_links_left_out},
+        "shown": {"nodes": written.n_nodes, "edges": written.n_edges, "edges_left_out": written.n_edges_left_out},
     }
     with atomic_file(directory / SUMMARY_FILE, error=GraphError) as file:
         write_json(file, found)

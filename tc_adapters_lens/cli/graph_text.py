@@ -19,7 +19,7 @@ def graph_text(slug: str, summary: Mapping[str, Any]) -> str:
     lines = [
         (
             f"{slug}: {summary['n_tokens']:,} tokens, {size['active_features']:,} active features, "
-            f"{size['links']:,} links"
+            f"{size['edges']:,} edges"
         ),
         "",
         "explained                probability     logit   features     tokens     errors     biases",
@@ -36,9 +36,9 @@ def graph_text(slug: str, summary: Mapping[str, Any]) -> str:
         (
             f"influence ends in tokens {tokens:.1%} ({shares['tokens_through_features']:.1%} through a feature), "
             f"biases {biases:.1%}, errors {shares['errors']:.1%}, features not traced {shares['without_rows']:.1%}, "
-            f"small links {shares['dropped']:.2%}"
+            f"small edges {shares['dropped']:.2%}"
         ),
-        f"links and biases add up to every node's value within {summary['largest_gap']:.0e} of what enters it",
+        f"edges and biases add up to every node's value within {summary['largest_gap']:.0e} of what enters it",
         "",
         "feature   influence  promotes, and where it is a node",
     ]

@@ -247,7 +247,7 @@ def _legend(shown: Shown) -> list[list[tuple[str, str]]]:
 def _caption(shown: Shown) -> str:
     tokens = {node.position for node in shown.nodes}
     counts = [(len(shown.of(kind)), shown.n_nodes[kind], kind) for kind in ("feature", "error", "logit")]
-    counts += [(len(shown.links), shown.n_links, "link"), (len(tokens), len(shown.tokens), "token")]
+    counts += [(len(shown.links), shown.n_links, "edge"), (len(tokens), len(shown.tokens), "token")]
     parts = [f"{n:,} of {of:,} {kind}{'' if of == 1 else 's'}" for n, of, kind in counts if of or kind == "feature"]
     return f"Shown: {', '.join(parts)}."
 

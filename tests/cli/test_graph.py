@@ -47,7 +47,7 @@ def test_what_is_written(graph_made, graph_dir, capsys) -> None:
     summary = json.loads((graphs / "one" / "summary.json").read_text(encoding="utf-8"))
     assert (summary["prompt"], summary["n_tokens"], summary["sampled"]) == (PROMPT, 5, "replacement")
     assert summary["shown"]["nodes"] == len(page.nodes)
-    assert summary["shown"]["links"] == len(page.links)
+    assert summary["shown"]["edges"] == len(page.links)
     assert summary["largest_gap"] < 1e-5
     named = {(feature["layer"], feature["feature"]): feature["label"] for feature in summary["features"]}
     for node in page.nodes:
@@ -89,8 +89,8 @@ def test_other_thresholds_prune_again_and_keep_what_is_pinned(graph_dir, graph_v
     path.write_text(json.dumps({**content, "qParams": state}))
     before = changes(graph_dir / "graphs" / "one")
     n_nodes = []
-    for threshold, n_links in (("0.3", None), ("0.99", None), ("0.3", "5")):
-        options = ["--edge-threshold", "0.9999", "--max-links", n_links or "50000"]
+    for threshold, n_edges in (("0.3", None), ("0.99", None), ("0.3", "5")):
+        options = ["--edge-threshold", "0.9999", "--max-edges", n_edges or "50000"]
         out, _, n_traced = graph_verb("--prompt", PROMPT, "--name", "one", "--node-threshold", threshold, *options)
         assert n_traced == 0
         assert "Written: 1 of 1 graphs:" in out
@@ -100,9 +100,9 @@ def test_other_thresholds_prune_again_and_keep_what_is_pinned(graph_dir, graph_v
         Model.model_validate(found)
         summary = json.loads((graph_dir / "graphs/one/summary.json").read_text())
         assert summary["view"]["node_threshold"] == float(threshold)
-        if n_links:
-            assert (len(found["links"]), summary["shown"]["links"]) == (5, 5)
-            assert summary["shown"]["links_left_out"] > 0
+        if n_edges:
+            assert (len(found["links"]), summary["shown"]["edges"]) == (5, 5)
+            assert summary["shown"]["edges_left_out"] > 0
         elif threshold == "0.99":
             assert len(found["nodes"]) > n_nodes[-1]
         n_nodes.append(len(found["nodes"]))
@@ -162,7 +162,7 @@ def test_interrupted_while_it_traces(graph_dir, graph_verb, monkeypatch, no_pict
         out, error, n_traced = graph_verb("--prompts", str(graph_dir / "prompts"), code=130)
     assert n_traced == 3
     assert "Stopped with 2 of 3 graphs in" in error
-    assert out.count("links and biases add up") == 2
+    assert out.count("edges and biases add up") == 2
     assert len(list((graph_dir / "graphs").glob("*-*.json"))) == 3  # two, and the list
     assert not list(graph_dir.rglob(".*"))
     out, _, n_traced = graph_verb("--prompts", str(graph_dir / "prompts"))
@@ -186,7 +186,7 @@ def test_a_prompt_that_fails_does_not_stop_the_others(graph_dir, graph_verb, no_
     assert [one["slug"][:2] for one in found["graphs"]] == ["a-", "d-"]
     assert [one["slug"][:2] for one in found["failed"]] == ["b-", "c-"]
     assert found["failed"][1]["error"].endswith("Got 1,025.")
-    assert out.count("links and biases add up") == 2
+    assert out.count("edges and biases add up") == 2
     new = {name for name in changes(graph_dir / "graphs") if name not in before}
     assert {name[0] for name in new} == {"a", "d"}
     assert len(new) == 12

@@ -71,7 +71,7 @@ def refused(run, capsys):
         ("--tokens toy --n 0", r"--n must be at least 1\. Got 0\."),
         ("--prompt w5 --max-features 0", r"--max-features must be at least 1\. Got 0\."),
         ("--prompt w5 --max-logits -1", r"--max-logits must be at least 1\. Got -1\."),
-        ("--prompt w5 --max-links 0", r"--max-links must be at least 1\. Got 0\."),
+        ("--prompt w5 --max-edges 0", r"--max-edges must be at least 1\. Got 0\."),
         ("--prompt w5 --logit-share 0", r"--logit-share must be over 0 and at most 1\. Got 0\.0\."),
         ("--prompt w5 --influence-share 1.5", r"--influence-share must be over 0 and at most 1\. Got 1\.5\."),
         ("--prompt w5 --keep nan", r"--keep must be a float\. Got 'nan'\."),

@@ -50,7 +50,7 @@ def test_as_circuit_tracer_writes_them(thresholds, n_features, tmp_path) -> None
     theirs = json.loads((tmp_path / "theirs" / "some-1.json").read_text())
     ours = json.loads(written.path.read_text())
     assert written.path == tmp_path / "ours" / "some-1.json"
-    assert (written.n_nodes, written.n_links, written.n_links_left_out) == (len(ours["nodes"]), len(ours["links"]), 0)
+    assert (written.n_nodes, written.n_edges, written.n_edges_left_out) == (len(ours["nodes"]), len(ours["links"]), 0)
     assert ours.keys() == theirs.keys()
     assert ours["metadata"] == theirs["metadata"]
     assert ours["qParams"] == theirs["qParams"]
@@ -93,8 +93,8 @@ def test_most_links(tmp_path) -> None:
     graph = random_graph(0, n_active=20)
     pruned = prune(graph)
     whole = write_graph_files(graph, pruned, "whole", tmp_path, {}, node_threshold=0.8)
-    cut = write_graph_files(graph, pruned, "cut", tmp_path, {}, node_threshold=0.8, most_links=7)
-    assert (cut.n_links, cut.n_links_left_out) == (7, whole.n_links - 7)
+    cut = write_graph_files(graph, pruned, "cut", tmp_path, {}, node_threshold=0.8, most_edges=7)
+    assert (cut.n_edges, cut.n_edges_left_out) == (7, whole.n_edges - 7)
     every, few = (json.loads(file.path.read_text()) for file in (whole, cut))
     order = pruned.edge_scores.argsort(descending=True)[:7].sort().values.tolist()
     assert few["links"] == [every["links"][place] for place in order]

@@ -124,7 +124,7 @@ def test_the_largest_gap_by_hand() -> None:
 def test_a_summary_by_hand() -> None:
     found = as_json(by_hand())
     assert (found["prompt"], found["n_tokens"], found["sampled"]) == ("w3", 1, "replacement")
-    assert found["size"] == {"active_features": 1, "features": 1, "links": 3}
+    assert found["size"] == {"active_features": 1, "features": 1, "edges": 3}
     assert found["targets"] == [
         {
             "label": "w50",
@@ -209,14 +209,14 @@ def test_custom_targets_of_negative_and_no_weight(models) -> None:
             assert found["largest_gap"] < 1e-4
 
 
-@pytest.mark.parametrize("changed", ["one token", "no links", "no features with rows", "no terms"])
+@pytest.mark.parametrize("changed", ["one token", "no edges", "no features with rows", "no terms"])
 def test_graphs_with_little_in_them(changed) -> None:
     graph = random_graph(6, n_pos=1, n_active=4) if changed == "one token" else random_graph(6)
     if changed == "no features with rows":
         graph = random_graph(6, selected=0.0)
     if changed == "no terms":
         graph = dataclasses.replace(graph, terms={}, targets=(Target("<b>\n\u202e", 5), Target("", 9999)))
-    if changed == "no links":
+    if changed == "no edges":
         none = torch.zeros(0)
         changes = {"columns": none.int(), "weights": none, "row_starts": torch.zeros_like(graph.row_starts)}
         zeros = torch.zeros(graph.n_rows, dtype=torch.float64)
@@ -224,7 +224,7 @@ def test_graphs_with_little_in_them(changed) -> None:
         graph = dataclasses.replace(graph, **changes, values=torch.zeros(graph.n_rows))
     found = as_json(graph)
     assert len(found["targets"]) == 2
-    assert (found["paths"] == []) == (changed == "no links")
-    if changed == "no links":
+    assert (found["paths"] == []) == (changed == "no edges")
+    if changed == "no edges":
         assert found["largest_gap"] == 0
         assert found["shares"]["without_rows"] == pytest.approx(1)

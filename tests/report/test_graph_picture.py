@@ -146,7 +146,7 @@ def test_a_small_graph_in_full(tmp_path) -> None:
     assert picture.text("label", "1_9_2") == "1.9"
     assert picture.text("label", "3_8_2") == "␣Wait 0.62"
     assert "Why $5 < 6$" in picture.texts
-    assert "Shown: 2 of 2 features, 1 of 1 error, 1 of 1 logit, 4 of 4 links, 3 of 3 tokens." in picture.texts
+    assert "Shown: 2 of 2 features, 1 of 1 error, 1 of 1 logit, 4 of 4 edges, 3 of 3 tokens." in picture.texts
     assert "gap" not in picture.parts
     x, _ = _middle(picture.nodes()["1_9_2"])
     assert x == pytest.approx(_middle(picture.nodes()["E_7_2"])[0])

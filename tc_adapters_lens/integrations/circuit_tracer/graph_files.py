@@ -19,24 +19,24 @@ from tc_adapters_lens.integrations.circuit_tracer.prune import Pruned
 from tc_adapters_lens.integrations.circuit_tracer.sparse_graph import SparseGraph
 from tc_adapters_lens.models.atomic import atomic_file, write_json
 
-__all__ = ["LIST_FILE", "MOST_LINKS", "GraphFile", "check_slug", "page_state", "write_graph_files"]
+__all__ = ["LIST_FILE", "MOST_EDGES", "GraphFile", "check_slug", "page_state", "write_graph_files"]
 
 LIST_FILE = "graph-metadata.json"
-MOST_LINKS = 50_000  # that a browser draws in seconds
+MOST_EDGES = 50_000  # that a browser draws in seconds
 
 
 class GraphFile(NamedTuple):
     """What was written.
 
     path: of the graph's file.
-    n_nodes, n_links: in it.
-    n_links_left_out: pruning kept them, the limit did not.
+    n_nodes, n_edges: in it.
+    n_edges_left_out: pruning kept them, the limit did not.
     """
 
     path: Path
     n_nodes: int
-    n_links: int
-    n_links_left_out: int
+    n_edges: int
+    n_edges_left_out: int
 
 
 def check_slug(slug: str) -> str:
@@ -69,7 +69,7 @@ def write_graph_files(
     labels: Mapping[tuple[int, int], str],
     *,
     node_threshold: float,
-    most_links: int = MOST_LINKS,
+    most_edges: int = MOST_EDGES,
     state: Mapping[str, Any] | None = None,
 ) -> GraphFile:
     """Write what circuit-tracer's `create_graph_files` writes, with labels, each file whole or not at all.
@@ -79,7 +79,7 @@ def write_graph_files(
         directory: where; made if it is not there.
         labels: (layer, feature) -> what the page calls it; features that are not there have none.
         node_threshold: that of the pruning, which the page shows.
-        most_links: only so many, those with the most influence along them.
+        most_edges: only so many, those with the most influence along them.
         state: `page_state` of the file that is replaced; None: nothing is pinned.
     Raises:
         GraphError: the name is not one, the list that is there is not one, or writing fails.
@@ -87,9 +87,9 @@ def write_graph_files(
     check_slug(slug)
     directory = Path(directory).expanduser()
     places = pruned.edge_mask.nonzero().squeeze(1)
-    n_left_out = max(0, len(places) - most_links)
+    n_left_out = max(0, len(places) - most_edges)
     if n_left_out:
-        places = places[pruned.edge_scores.topk(most_links).indices.sort().values]
+        places = places[pruned.edge_scores.topk(most_edges).indices.sort().values]
     above = torch.searchsorted(graph.row_starts, places, right=True) - 1
     above += (above >= graph.n_selected) * (graph.n_nodes - graph.n_rows)
     below = graph.node_of_source[graph.columns[places]].long()
@@ -121,7 +121,7 @@ def write_graph_files(
 def _nodes(
     graph: SparseGraph, pruned: Pruned, linked: Tensor, labels: Mapping[tuple[int, int], str]
 ) -> dict[int, Node]:
-    """Node number -> the page's node: those with a link, and all tokens and targets."""
+    """Node number -> the page's node: those with an edge, and all tokens and targets."""
     n_features, n_errors = graph.n_selected, graph.n_layers * graph.n_pos
     tokens, targets = n_features + n_errors, graph.n_nodes - len(graph.targets)
     shown = torch.cat([linked, torch.arange(tokens, graph.n_nodes)]).unique()

@@ -1,7 +1,7 @@
 """The strongest paths of a graph, from what the prompt gives to what the model says.
 
-A path's weight is the product of its links' shares, a link's share being its part of all that enters the node above,
-biases and dropped links included: the share of the target's influence that comes along this path alone.
+A path's weight is the product of its edges' shares, a edge's share being its part of all that enters the node above,
+biases and dropped edges included: the share of the target's influence that comes along this path alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tc_adapters_lens.integrations.circuit_tracer.sparse_graph import SparseGrap
 
 __all__ = ["GraphNode", "GraphPath", "node_of", "strongest_paths"]
 
-_MOST_STEPS = 200_000  # links looked at
+_MOST_STEPS = 200_000  # edges looked at
 
 
 class GraphNode(NamedTuple):
@@ -32,7 +32,7 @@ class GraphNode(NamedTuple):
 
 
 class GraphPath(NamedTuple):
-    """weight: above 0, at most 1. sign: of the product of its links. nodes: from the prompt to the target."""
+    """weight: above 0, at most 1. sign: of the product of its edges. nodes: from the prompt to the target."""
 
     weight: float
     sign: Literal[1, -1]
@@ -54,7 +54,7 @@ def strongest_paths(graph: SparseGraph, n: int, target: int = 0) -> list[GraphPa
     """The n strongest paths to a target that lead through a feature, the strongest first.
 
     They begin at a token, an error or a feature whose own input was not computed. Fewer are given where there are no
-    more, or where none is found among the strongest 200,000 links.
+    more, or where none is found among the strongest 200,000 edges.
     """
     return list(islice(_paths(graph, target), n))
 
@@ -64,8 +64,8 @@ def _paths(graph: SparseGraph, target: int) -> Iterator[GraphPath]:
     totals = (graph.row_abs + sum(term.double().abs() for term in graph.terms.values())).clamp(min=TINY).tolist()
     ranked: dict[int, list[tuple[float, int, int]]] = {}
 
-    def links(row: int) -> list[tuple[float, int, int]]:
-        """(share, sign, source) of a row's links, the strongest first."""
+    def edges(row: int) -> list[tuple[float, int, int]]:
+        """(share, sign, source) of a row's edges, the strongest first."""
         if row not in ranked:
             own = slice(int(graph.row_starts[row]), int(graph.row_starts[row + 1]))
             weights, sources = graph.weights[own], graph.columns[own]
@@ -78,9 +78,9 @@ def _paths(graph: SparseGraph, target: int) -> Iterator[GraphPath]:
     order = count()
 
     def push(weight: float, sign: int, row: int, rank: int, above: tuple[int, ...]) -> None:
-        """Queue a row's link of that rank, at the end of a path that has come down to the row."""
-        if rank < len(links(row)):
-            share, own_sign, _ = links(row)[rank]
+        """Queue a row's edge of that rank, at the end of a path that has come down to the row."""
+        if rank < len(edges(row)):
+            share, own_sign, _ = edges(row)[rank]
             heapq.heappush(heap, (-weight * share, next(order), sign * own_sign, row, rank, above))
 
     end = GraphNode("target", graph.n_layers, graph.n_pos - 1, target)
@@ -89,7 +89,7 @@ def _paths(graph: SparseGraph, target: int) -> Iterator[GraphPath]:
         if not heap:
             return
         negative, _, sign, row, rank, above = heapq.heappop(heap)
-        share, own_sign, source = links(row)[rank]
+        share, own_sign, source = edges(row)[rank]
         push(-negative / share, sign * own_sign, row, rank + 1, above)
         if source in row_of:
             push(-negative, sign, row_of[source], 0, (source, *above))

@@ -82,7 +82,7 @@ class GraphSummary:
             "n_tokens": graph.n_pos,
             **graph.info,
             "targets": [_target(graph, place) for place in range(len(graph.targets))],
-            "size": {"active_features": graph.n_active, "features": graph.n_selected, "links": graph.n_edges},
+            "size": {"active_features": graph.n_active, "features": graph.n_selected, "edges": graph.n_edges},
             "largest_gap": self.largest_gap,
             "shares": asdict(self.shares),
             "replacement_score": self.replacement_score,
@@ -124,7 +124,7 @@ def summarise(graph: SparseGraph, n_paths: int = 20) -> GraphSummary:
 
 
 def largest_gap(graph: SparseGraph) -> float:
-    """How far the worst row is from adding up: |links + terms - value|, as a share of all that enters the row."""
+    """How far the worst row is from adding up: |edges + terms - value|, as a share of all that enters the row."""
     rows = torch.arange(graph.n_rows).repeat_interleave(graph.row_starts.diff())
     total = graph.dropped_sum.double().index_add(0, rows, graph.weights.double())
     entering = graph.row_abs.double()
