@@ -155,7 +155,7 @@ def run(args: Namespace) -> dict[str, Any]:
             "A graph needs a tokenizer, to name tokens. Got a target without one; save its tokenizer there."
         )
     adapters = AdapterSet.from_pretrained(
-        args.adapters, pair=pair.pair, allow_other_pair=args.allow_other_pair, **place
+        args.adapters, pair=pair.pair, allow_other_pair=args.allow_other_pair, device=place["device"]
     )
     words = _words(args, directory, pair, adapters)
     settings = GraphSettings(
@@ -170,7 +170,7 @@ def run(args: Namespace) -> dict[str, Any]:
     prompts = _prompts(args, rows, prompt_template, pair, model)
     out = Path(args.out).expanduser() if args.out else (directory or Path()) / GRAPHS
     view = GraphView(args.node_threshold, args.edge_threshold, args.max_edges)
-    about = {"pair": pair.pair.to_dict(), "adapters_fingerprint": adapters.fingerprint()}
+    about = {"pair": pair.pair.to_dict(), "adapters_fingerprint": adapters.fingerprint(), "dtype": args.dtype}
     graphs: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
     try:

@@ -60,7 +60,7 @@ def test_what_is_explained(graph_dir, graph_verb, no_pictures, tmp_path) -> None
         (("--rule", "gate-detach"), "rule", "gate-detach"),
         (("--zero-first",), "zero_first", True),
         (("--keep", "0.5"), "keep", 0.5),
-        (("--dtype", "bfloat16"), "rule", "relp"),
+        (("--dtype", "bfloat16"), "dtype", "bfloat16"),
     ],
 )
 def test_how_it_is_traced(graph_dir, graph_verb, no_pictures, tmp_path, options, key, value) -> None:
@@ -68,6 +68,7 @@ def test_how_it_is_traced(graph_dir, graph_verb, no_pictures, tmp_path, options,
     graph_verb("--prompt", PROMPT, *options, "--json", str(result))
     (found,) = json.loads(result.read_text())["graphs"]
     assert found[key] == value
+    assert found["adapters_fingerprint"] == AdapterSet.load(graph_dir / "adapters").fingerprint()
     assert found["largest_gap"] < (0.05 if "bfloat16" in options else 1e-5)
     assert (found["shares"]["errors"] > 0) == (value == "target")
     assert ("zeroed" in found["targets"][0]["terms"]) == (value is True) or found["targets"][0]["terms"]["zeroed"] == 0
