@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--n-features", type=int, default=1024)
     parser.add_argument("--l0", type=float, default=30.0, help="active features per token and layer, there")
     parser.add_argument("--nodes", type=int, default=4096, help="features whose rows are computed")
-    parser.add_argument("--upstream-batches", type=int, nargs="+", default=[2, 4, 8])
+    parser.add_argument("--upstream-batches", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--long", type=int, default=2000, help="tokens of the prompt whose memory counts; 0: none")
     parser.add_argument("--long-l0", type=float, default=4.4, help="active features per token and layer, there")
