@@ -165,7 +165,12 @@ def run(args: Namespace) -> dict[str, Any]:
         contrast=None if args.contrast is None else tuple(args.contrast),
     )
     model = replacement_model(
-        pair, adapters, sampled=settings.sampled, rule=settings.rule, zero_first=settings.zero_first
+        pair,
+        adapters,
+        sampled=settings.sampled,
+        rule=settings.rule,
+        zero_first=settings.zero_first,
+        allow_other_pair=args.allow_other_pair,
     )
     prompts = _prompts(args, rows, prompt_template, pair, model)
     out = Path(args.out).expanduser() if args.out else (directory or Path()) / GRAPHS

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from tc_adapters_lens.errors import AdapterSetError
 from tc_adapters_lens.models.adapter_set import AdapterSet, AdapterSetInfo
 from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
 from tc_adapters_lens.models.pair import load_pair
-from tests.tiny import D_MODEL, D_VOCAB, N_LAYERS, tiny_pair, word_tokenizer
+from tests.tiny import D_MODEL, D_VOCAB, N_LAYERS, nudged, tiny_pair, word_tokenizer
 
 pytest.importorskip("circuit_tracer")
 
@@ -125,3 +126,10 @@ def test_offloading_leaves_the_pair_alone(pair, adapters, offload) -> None:
     plain = attribute(TOKENS, model, max_n_logits=2)
     found = attribute(TOKENS, model, max_n_logits=2, offload=offload)
     assert found.adjacency_matrix.equal(plain.adjacency_matrix)
+
+
+def test_adapters_of_another_pair(adapters) -> None:
+    nudged_pair = load_pair(*(nudged(model, 0.01, seed=5) for model in tiny_pair("qwen3")))
+    with pytest.raises(AdapterSetError, match=r"Adapters were trained on another pair: base .* allow_other_pair\."):
+        replacement_model(nudged_pair, adapters)
+    replacement_model(nudged_pair, adapters, allow_other_pair=True)

@@ -43,6 +43,7 @@ from tc_adapters_lens.integrations.circuit_tracer.transcoders import (
 )
 from tc_adapters_lens.models.adapter_set import AdapterSet
 from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
+from tc_adapters_lens.models.pair_info import check_same_pair
 
 __all__ = ["LOCAL_FEATURES", "AdapterReplacementModel", "Route", "Sampled", "replacement_model"]
 
@@ -62,6 +63,7 @@ def replacement_model(
     zero_first: bool = False,
     route: Route = "frozen",
     scan: str | None = LOCAL_FEATURES,
+    allow_other_pair: bool = False,
 ) -> AdapterReplacementModel:
     """circuit-tracer's replacement model of a pair; weights are shared with it, not copied.
 
@@ -71,11 +73,14 @@ def replacement_model(
         zero_first: leave features and errors of position 0 out, as circuit-tracer does.
         route: how edges are computed: from the frozen linear model, or by circuit-tracer's autograd. They are the same.
         scan: where circuit-tracer's page finds the features.
+        allow_other_pair: accept adapters trained on other weights.
     Raises:
-        AdapterSetError: the adapters do not fit the pair.
+        AdapterSetError: the adapters do not fit the pair, or were trained on another.
         ConfigError: an unknown word, or `gate-detach` where MLPs have no gate.
     """
     model.check_fits(adapters)
+    if not allow_other_pair:
+        check_same_pair("Adapters", adapters.info.pair, model.pair)
     for name, value, known in (
         ("sampled", sampled, ("replacement", "target")),
         ("route", route, ("frozen", "upstream")),
