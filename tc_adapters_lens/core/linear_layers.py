@@ -45,7 +45,7 @@ class LinearNorm:
         return self._transposed(grad, self.scale[positions])
 
     def _transposed(self, grad: Tensor, scale: Tensor) -> Tensor:
-        read = grad * self.w / scale
+        read = grad * (self.w / scale)
         return read if self.b is None else read - read.mean(-1, keepdim=True)
 
 

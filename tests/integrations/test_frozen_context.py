@@ -65,11 +65,11 @@ def test_they_are_once_that_is_worth_it(model, monkeypatch) -> None:
     found = torch.cat([rows(context, part) for part in nodes.split(50)])
     assert set(context.frozen.mlp_matrices) == {0, 1}  # nothing but logits goes through the last
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
-    # 39 nodes above layer 0 at position 19 use its MLP 39 * 20 times, 40 positions * 32 numbers is what a matrix costs
+    # 48 nodes above layer 0 at position 19 use its MLP 48 * 20 times; 3/4 of 40 positions * 32 numbers is what it costs
     context = fresh_context(model)
-    context.expect(torch.full((64,), 1), torch.full((64,), 19))
+    context.expect(torch.full((48,), 1), torch.full((48,), 19))
     assert not context.frozen.mlp_matrices
-    context.expect(torch.full((65,), 1), torch.full((65,), 19))
+    context.expect(torch.full((7,), 1), torch.full((7,), 19), times=7)
     assert set(context.frozen.mlp_matrices) == {0}
 
 
@@ -79,3 +79,20 @@ def test_pieces_of_any_size(model, monkeypatch, numbers) -> None:
     monkeypatch.setattr(contexts, "_NUMBERS_AT_ONCE", {"cpu": numbers})
     monkeypatch.setattr(contexts, "_POSITIONS_PER_BLOCK", 7)
     torch.testing.assert_close(rows(fresh_context(model), nodes), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("b_enc", [0.0, 0.05])
+def test_a_pair_without_biases(b_enc) -> None:
+    """Llama has none, and these adapters write none: nodes are their edges, and b_enc."""
+    pair = load_pair(*tiny_pair("llama"), dtype=torch.float64)
+    fresh = AdapterSet.fresh(N_LAYERS, D_MODEL, 20, AdapterSetInfo(pair.pair), dtype=torch.float64)
+    state = fresh.state()
+    state["W_dec"].normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
+    state["b_enc"].fill_(b_enc)
+    model = replacement_model(pair, AdapterSet.from_state(state, fresh.info))
+    account, context = model.account_and_context(TOKENS)
+    nodes = torch.arange(context.activation_matrix._nnz())
+    terms = account.feature_terms
+    assert {kind for kind, term in terms.items() if term.any()} == ({"own"} if b_enc else set())
+    torch.testing.assert_close(rows(context, nodes).sum(1) + terms["own"], account.preactivations)
+    assert set(account.target_terms(torch.ones(1, D_MODEL).double(), torch.zeros(1))) == set(terms)

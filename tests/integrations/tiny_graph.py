@@ -48,7 +48,12 @@ def upstream_model(threshold: float = 0.0):
     model._configure_replacement_model(
         TranscoderSet(transcoders, "mlp.hook_in", "mlp.hook_out", scan="./data/features")
     )
-    model.account = lambda tokens: made_up_account(model.setup_attribution(tokens).activation_matrix._nnz())
+
+    def account_and_context(tokens: torch.Tensor) -> tuple[SimpleNamespace, object]:
+        context = model.setup_attribution(tokens)
+        return made_up_account(context.activation_matrix._nnz()), context
+
+    model.account_and_context = account_and_context
     return model.eval()
 
 

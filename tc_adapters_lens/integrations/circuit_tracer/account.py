@@ -66,25 +66,28 @@ class Account:
             output: what the final norm gives at the last position.
         """
         layers, positions, features = context.activation_matrix.indices()
-        biases = {kind: _only(kind, inputs[0]) for kind in BIASES}
-        adapter, zeroed = (_only(kind, inputs[0]).view(-1, 1, 1) for kind in ("adapter", "zeroed"))
+        kinds = _present(frozen, transcoders, left_out)
+
+        def only(kind: str) -> Tensor:
+            """1 for the set of sources of that kind, 0 for the others."""
+            return inputs[0].new_tensor([float(kind == other) for other in kinds])
+
+        adapter, zeroed = only("adapter").view(-1, 1, 1), only("zeroed").view(-1, 1, 1)
         written = [t.b_dec * adapter + out * zeroed for t, out in zip(transcoders, left_out, strict=True)]
-        carried = frozen.forward(inputs[0].new_zeros(len(_CARRIED), *inputs[0].shape), written, biases)
-        terms = torch.empty(len(_CARRIED), len(layers), dtype=inputs[0].dtype, device=inputs[0].device)
-        own, preactivations = torch.empty_like(terms[0]), torch.empty_like(terms[0])
+        nothing = inputs[0].new_zeros(len(kinds), *inputs[0].shape)
+        carried = frozen.forward(nothing, written, {kind: only(kind) for kind in BIASES})
+        terms = {kind: inputs[0].new_zeros(len(layers)) for kind in KINDS}
+        preactivations = inputs[0].new_zeros(len(layers))
         for layer, (transcoder, x) in enumerate(zip(transcoders, inputs, strict=True)):
             here = layers == layer
             encoders, at = context.encoder_vecs[here], positions[here]
-            terms[:, here] = (next(carried)[:, at] * encoders).sum(-1)
-            own[here] = transcoder.b_enc[features[here]]
-            preactivations[here] = (x[at] * encoders).sum(-1) + own[here]
-        final = next(carried)[:, -1]
-        return cls(
-            preactivations,
-            {"own": own, **dict(zip(_CARRIED, terms, strict=True))},
-            dict(zip(_CARRIED, final, strict=True)),
-            output,
-        )
+            for kind, contribution in zip(kinds, next(carried), strict=True):
+                terms[kind][here] = (contribution[at] * encoders).sum(-1)
+            terms["own"][here] = transcoder.b_enc[features[here]]
+            preactivations[here] = (x[at] * encoders).sum(-1) + terms["own"][here]
+        final = dict.fromkeys(_CARRIED, torch.zeros_like(output))
+        final |= dict(zip(kinds, next(carried)[:, -1], strict=True))
+        return cls(preactivations, terms, final, output)
 
     def target_terms(
         self, vectors: Float[Tensor, "n d_model"], own: Float[Tensor, " n"]
@@ -101,6 +104,14 @@ class Account:
         return vectors @ self.output + own
 
 
-def _only(kind: str, like: Tensor) -> Float[Tensor, " n_carried"]:
-    """1 for the set of sources of that kind, 0 for the others."""
-    return torch.tensor([float(kind == other) for other in _CARRIED], dtype=like.dtype, device=like.device)
+def _present(frozen: FrozenModel, transcoders: AdapterTranscoders, left_out: list[Tensor]) -> list[str]:
+    """Kinds of terms that are not zero throughout: most families have few biases."""
+    of_kind: dict[str, list[Tensor | None]] = {kind: [] for kind in _CARRIED}
+    of_kind["norm"].append(frozen.ln_final.b)
+    for layer in frozen.layers:
+        of_kind["attention"] += [layer.attention.b_V, layer.attention.b_O]
+        of_kind["norm"] += [norm and norm.b for norm in (layer.ln1, layer.ln1_post, layer.ln2, layer.ln2_post)]
+        of_kind["mlp"] += [layer.mlp.weights.b_in, layer.mlp.weights.b_out]
+    of_kind["adapter"] += [transcoder.b_dec for transcoder in transcoders]
+    of_kind["zeroed"] += left_out
+    return [kind for kind, found in of_kind.items() if any(one is not None and one.any() for one in found)]

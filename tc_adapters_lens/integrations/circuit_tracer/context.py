@@ -23,6 +23,7 @@ __all__ = ["FrozenContext"]
 
 _POSITIONS_PER_BLOCK = 32
 _NUMBERS_AT_ONCE = {"cpu": 2**22, "cuda": 2**28}  # of one intermediate result of a batch
+_WORTH_IT = 0.75  # of d_model nodes at all positions: what multiplying out costs
 _MATRIX_NUMBERS = {"cpu": 2**28, "cuda": 2**30}  # of MLPs multiplied out, at most
 
 
@@ -89,21 +90,27 @@ class FrozenContext(AttributionContext):
             rows[nodes] = self._rows(layers[nodes], positions[nodes], inject_values[nodes])
         return rows
 
-    def expect(self, layers: Int[Tensor, " n"], positions: Int[Tensor, " n"]) -> None:
-        """Prepare for so many nodes to be traced."""
+    def expect(self, layers: Int[Tensor, " n"], positions: Int[Tensor, " n"], times: float = 1.0) -> None:
+        """Prepare for nodes to be traced.
+
+        Args:
+            times: how many of the kind there will be for each of these.
+        """
         for layer in range(self.n_layers):
             above = layers > layer
-            self._use(layer, int(positions[above].sum() + above.sum()))
-        self._uses = [0] * self.n_layers
+            self._multiply_out(layer, times * float(positions[above].sum() + above.sum()))
 
-    def _use(self, layer: int, uses: int) -> None:
-        """Multiply a layer's MLP out once it has been used as often as that costs, where there is room for it."""
-        self._uses[layer] += uses
+    def _multiply_out(self, layer: int, uses: float) -> None:
+        """Multiply a layer's MLP out where so many uses are worth it and there is room.
+
+        Args:
+            uses: nodes that go through it, times their positions.
+        """
         n_pos, d_model = self.token_vectors.shape
         matrices = self.frozen.mlp_matrices
         limit = _MATRIX_NUMBERS["cuda" if self.token_vectors.is_cuda else "cpu"]
         fits = (len(matrices) + 1) * n_pos * d_model**2 <= limit
-        if layer not in matrices and self._uses[layer] > n_pos * d_model and fits:
+        if layer not in matrices and uses > _WORTH_IT * n_pos * d_model and fits:
             self.frozen.make_mlp_matrix(layer)
 
     def _pieces(self, layers: Tensor, positions: Tensor) -> Iterator[Int[Tensor, " n"]]:
@@ -128,7 +135,8 @@ class FrozenContext(AttributionContext):
                 first = n_active + self.n_layers * n_pos
                 columns[first : first + reached] = _dot(grad, self.token_vectors)
                 continue
-            self._use(layer, reached * above)
+            self._uses[layer] += reached * above
+            self._multiply_out(layer, self._uses[layer])
             for block in self._decoders[layer]:
                 if block.start >= reached:
                     break

@@ -62,12 +62,14 @@ def _largest(rows: Tensor, reached: Tensor, keep: Tensor) -> KeptRows:
         below = small_first.cumsum(1, dtype=torch.float64) <= ((1 - keep) * row_abs)[:, None]
         at = below.sum(1, keepdim=True).clamp(max=len(reached) - 1)
         kept &= size >= small_first.gather(1, at)
-    dropped = rows.masked_fill(kept, 0)
+        dropped = rows.masked_fill(kept, 0)
+        dropped_sum, dropped_abs = (values.sum(1, dtype=torch.float64) for values in (dropped, dropped.abs()))
+    else:
+        dropped_sum = dropped_abs = torch.zeros_like(row_abs)
     starts = torch.zeros(len(rows) + 1, dtype=torch.int64)
     starts[1:] = kept.sum(1).cumsum(0).cpu()
     edges = Edges(starts, reached.int().expand(len(rows), -1)[kept].cpu(), rows[kept].cpu())
-    dropped_abs = dropped.abs().sum(1, dtype=torch.float64)
-    return KeptRows(edges, row_abs.cpu(), dropped.sum(1, dtype=torch.float64).cpu(), dropped_abs.cpu())
+    return KeptRows(edges, row_abs.cpu(), dropped_sum.cpu(), dropped_abs.cpu())
 
 
 class Store:

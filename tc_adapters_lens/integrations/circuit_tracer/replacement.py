@@ -165,6 +165,11 @@ class AdapterReplacementModel(TransformerLensReplacementModel):
     @torch.no_grad()
     def account(self, tokens: Int[Tensor, " pos"]) -> Account:
         """What the nodes of a prompt's graph have besides their edges, in the order of `setup_attribution`."""
+        return self.account_and_context(tokens)[0]
+
+    @torch.no_grad()
+    def account_and_context(self, tokens: Int[Tensor, " pos"]) -> tuple[Account, AttributionContext]:
+        """`account` and `setup_attribution` from one forward pass."""
         context, frozen, recorded = self._set_up(self.ensure_tokenized(tokens))
         inputs, outputs = _per_layer(recorded, FEATURE_INPUT), _per_layer(recorded, FEATURE_OUTPUT)
         first = self.zero_positions
@@ -172,7 +177,7 @@ class AdapterReplacementModel(TransformerLensReplacementModel):
         for out, x, written, transcoder in zip(left_out, inputs, outputs, self.transcoders, strict=True):
             out[first] = written[first] - transcoder.compute_skip(x[first]) - transcoder.b_dec
         output = recorded["unembed.hook_pre"][0, -1]
-        return Account.of(context, frozen, self.transcoders, inputs, left_out, output)
+        return Account.of(context, frozen, self.transcoders, inputs, left_out, output), context
 
     def setup_intervention_with_freeze(
         self, inputs: str | Tensor, constrained_layers: range | None = None

@@ -52,7 +52,7 @@ def trace(
 
     Args:
         prompt: text or token ids; the model says which special tokens are added.
-        model: a replacement model with `account`, as `replacement_model` makes it.
+        model: a replacement model with `account_and_context`, as `replacement_model` makes it.
         targets: what is explained, at the last position; None: the most probable tokens.
         max_n_logits, desired_logit_prob: where `targets` is None: so many, fewer if those have that probability.
         batch_size: rows computed at once; None: as the memory allows, at most 256.
@@ -70,8 +70,9 @@ def trace(
     """
     _check(max_feature_nodes, batch_size, update_interval, keep, influence_share)
     tokens = _tokens(prompt, model)
-    account: Any = model.account(tokens)  # type: ignore[operator]
-    ctx = model.setup_attribution(tokens)
+    account: Any
+    ctx: Any
+    account, ctx = model.account_and_context(tokens)  # type: ignore[operator]
     if not ctx.activation_matrix._nnz():
         raise GraphError(f"A graph needs active features. Got none in the prompt's {len(tokens)} tokens; take another.")
     chosen = explained(model, ctx.logits[0, -1].detach(), targets, max_n_logits, desired_logit_prob)
@@ -188,6 +189,8 @@ class _Tracing:
                 return
             queue = unvisited.topk(min(interval * self.batch_size, n_left)).indices.sort().values
             visited[queue] = True
+            if isinstance(self.ctx, FrozenContext):
+                self.ctx.expect(self.layers[queue], self.positions[queue], n_left / len(queue))
             for ids in queue.split(self.batch_size):
                 self._add(ids, self._rows_of(ids), influences[ids])
                 yield self.n_done
