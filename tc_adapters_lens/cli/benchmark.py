@@ -148,9 +148,7 @@ def _run_task(
 
 
 def _check(args: Namespace, names: Sequence[str]) -> None:
-    for option in ("limit", "max_new_tokens", "repeats", "batch_size"):
-        if args[option] is not None and args[option] < 1:
-            raise ConfigError(f"--{option.replace('_', '-')} must be at least 1. Got {args[option]}.")
+    options.require_at_least(args, 1, "limit", "max_new_tokens", "repeats", "batch_size")
     if args.seed < 0:
         raise ConfigError(f"--seed must be at least 0. Got {args.seed}.")
     if args.temperature is not None and not (0 <= args.temperature < math.inf):

@@ -126,9 +126,7 @@ def _check(args: Namespace) -> None:
         raise ConfigError("--out must be given where there is no --run. It is missing.")
     if args.run is None and (args.tokens is None or args.top is not None):
         raise ConfigError("Without --run there is no feature store: name --tokens, and --features or --group.")
-    for option in ("per_page", "max_tokens", "context_size", "batch_size"):
-        if args[option] < 1:
-            raise ConfigError(f"--{option.replace('_', '-')} must be at least 1. Got {args[option]}.")
+    options.require_at_least(args, 1, "per_page", "max_tokens", "context_size", "batch_size")
 
 
 def _open_store(args: Namespace, run: Path | None, adapters: AdapterSet) -> FeatureStore | None:

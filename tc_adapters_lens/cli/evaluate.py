@@ -103,9 +103,7 @@ def run(args: Namespace) -> dict[str, Any]:
 
 
 def _check(args: Namespace, names: list[str]) -> None:
-    for option in ("batch_size", "partial_sequences"):
-        if args[option] is not None and args[option] < 1:
-            raise ConfigError(f"--{option.replace('_', '-')} must be at least 1. Got {args[option]}.")
+    options.require_at_least(args, 1, "batch_size", "partial_sequences")
     trained = [name for name in names if name in baselines.TRAINED]
     of_run.check_adapters_named(args)
     if args.run is None and trained:

@@ -201,7 +201,7 @@ def _export_features(args: Namespace) -> dict[str, Any]:
 
 
 def _refuse(args: Namespace, names: tuple[str, ...], why: str) -> None:
-    if given := [f"--{name.replace('_', '-')}" for name in names if args[name]]:
+    if given := [options.flag(name) for name in names if args[name]]:
         raise ConfigError(f"{given[0]} {why} Leave it out.")
 
 

@@ -133,9 +133,7 @@ def _median(counts: Any) -> float:
 
 
 def _check(args: Namespace) -> None:
-    for option in ("k", "batch_size", "merge"):
-        if args[option] is not None and args[option] < 1:
-            raise ConfigError(f"--{option.replace('_', '-')} must be at least 1. Got {args[option]}.")
+    options.require_at_least(args, 1, "k", "batch_size", "merge")
     if args.before < 0 or args.after < 0 or args.before + args.after > 255:
         raise ConfigError(
             f"--before and --after must not be negative, and at most 255 together. Got {args.before} and {args.after}."

@@ -262,24 +262,18 @@ def _check(args: Namespace) -> None:
         raise ConfigError("--chat goes with --prompt or --prompts. Got --tokens.")
     if args.chat_template is not None and not args.chat and args.tokens is None:
         raise ConfigError("--chat-template goes with --chat or --tokens, which are missing.")
-    for option in ("end", "n", "max_features", "max_logits", "max_edges"):
-        if args[option] is not None and args[option] < 1:
-            raise ConfigError(f"{_flag(option)} must be at least 1. Got {args[option]}.")
+    options.require_at_least(args, 1, "end", "n", "max_features", "max_logits", "max_edges")
     for option in ("logit_share", "influence_share", "keep"):
         if not 0 < args[option] <= 1:
-            raise ConfigError(f"{_flag(option)} must be over 0 and at most 1. Got {args[option]}.")
+            raise ConfigError(f"{options.flag(option)} must be over 0 and at most 1. Got {args[option]}.")
     for option in ("node_threshold", "edge_threshold"):
         if not 0 <= args[option] <= 1:
-            raise ConfigError(f"{_flag(option)} must be from 0 to 1. Got {args[option]}.")
+            raise ConfigError(f"{options.flag(option)} must be from 0 to 1. Got {args[option]}.")
 
 
 def _require_one(args: Namespace, names: Sequence[str], least: int) -> None:
-    given = [_flag(name) for name in names if args[name] is not None]
+    given = [options.flag(name) for name in names if args[name] is not None]
     if not least <= len(given) <= 1:
-        flags = ", ".join(map(_flag, names))
+        flags = ", ".join(map(options.flag, names))
         how = "One of" if least else "At most one of"
         raise ConfigError(f"{how} {flags} must be given. Got {' and '.join(given) or 'none'}.")
-
-
-def _flag(option: str) -> str:
-    return f"--{option.replace('_', '-')}"

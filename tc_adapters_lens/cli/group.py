@@ -196,16 +196,16 @@ def _check(args: Namespace) -> None:
         raise ConfigError("--out must be given where there is no --run. It is missing.")
     for option, needed in _ONLY_WITH.items():
         if args[option] is not None and args[needed] is None:
-            raise ConfigError(f"{_flag(option)} is for {_flag(needed)}, which is not given. Add that, or leave it out.")
-    given = [_flag(option) for option in (*_RULES, *_ALGEBRA) if args[option] is not None]
+            raise ConfigError(
+                f"{options.flag(option)} is for {options.flag(needed)}, which is not given. Add that, or leave it out."
+            )
+    given = [options.flag(option) for option in (*_RULES, *_ALGEBRA) if args[option] is not None]
     if args.random_like is not None and given:
         raise ConfigError(f"--random-like is in place of rules. Got it with {given[0]}. Make that a group of its own.")
     if args.random_like is None and not {*given} - {"--minus"}:
-        rules = ", ".join(map(_flag, (*_RULES, "or", "and")))
+        rules = ", ".join(map(options.flag, (*_RULES, "or", "and")))
         raise ConfigError(f"One of {rules} or --random-like must say which features. Got none of them.")
-    for option in ("draws", "times"):
-        if args[option] is not None and args[option] < 1:
-            raise ConfigError(f"--{option} must be at least 1. Got {args[option]}.")
+    options.require_at_least(args, 1, "draws", "times")
     if args.seed is not None and args.seed < 0:
         raise ConfigError(f"--seed must not be negative. Got {args.seed}.")
 
@@ -268,7 +268,3 @@ def _file(args: Namespace, name: str) -> Path:
         return Path(args.out).expanduser()
     stem = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "group"
     return Path(args.run) / GROUPS / f"{stem}.json"
-
-
-def _flag(option: str) -> str:
-    return f"--{option.replace('_', '-')}"

@@ -129,9 +129,8 @@ def _check(args: Namespace) -> None:
         raise ConfigError("--group must be given: the file of a group, or hesitation, hesitation-output, template.")
     if args.run is None and args.out is None:
         raise ConfigError("--out must be given where there is no --run. It is missing.")
-    for name, least in (("n", 1), ("draws", 0), ("samples", 0)):
-        if args[name] is not None and args[name] < least:
-            raise ConfigError(f"--{name} must be at least {least}. Got {args[name]}.")
+    options.require_at_least(args, 1, "n")
+    options.require_at_least(args, 0, "draws", "samples")
 
 
 def _stem(group: str) -> str:

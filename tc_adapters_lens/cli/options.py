@@ -113,6 +113,18 @@ def add_json(parser: Parser) -> None:
     parser.add_argument("--json", type=str | None, metavar="FILE", help="also write the result there, as JSON")
 
 
+def flag(option: str) -> str:
+    """The option as it is typed: "max_features" -> "--max-features"."""
+    return f"--{option.replace('_', '-')}"
+
+
+def require_at_least(args: Namespace, least: int, *names: str) -> None:
+    """Raises ConfigError: an option that is given is below that."""
+    for name in names:
+        if args[name] is not None and args[name] < least:
+            raise ConfigError(f"{flag(name)} must be at least {least}. Got {args[name]}.")
+
+
 def torch_dtype(name: str) -> torch.dtype:
     """The dtype of one of DTYPES."""
     import torch

@@ -25,10 +25,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["RULES", "LinearMlp", "MlpWeights", "Rule", "slope"]
+__all__ = ["LinearMlp", "MlpWeights", "Rule", "slope"]
 
 Rule = Literal["relp", "gate-detach"]
-RULES: tuple[Rule, ...] = ("relp", "gate-detach")
 
 
 def slope(activation: Callable[[Tensor], Tensor], g: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

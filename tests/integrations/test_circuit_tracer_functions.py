@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tc_adapters_lens.errors import AdapterSetError
+from tc_adapters_lens.errors import AdapterSetError, ConfigError
 from tc_adapters_lens.models.adapter_set import AdapterSet, AdapterSetInfo
 from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
 from tc_adapters_lens.models.pair import load_pair
@@ -133,3 +133,9 @@ def test_adapters_of_another_pair(adapters) -> None:
     with pytest.raises(AdapterSetError, match=r"Adapters were trained on another pair: base .* allow_other_pair\."):
         replacement_model(nudged_pair, adapters)
     replacement_model(nudged_pair, adapters, allow_other_pair=True)
+
+
+@pytest.mark.parametrize("word", ["sampled", "rule", "route"])
+def test_unknown_words(pair, adapters, word) -> None:
+    with pytest.raises(ConfigError, match=rf"{word} must be one of .*, .*\. Got 'hybrid'\."):
+        replacement_model(pair, adapters, **{word: "hybrid"})

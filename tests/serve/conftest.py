@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from playwright.sync_api import Browser
 
 from tc_adapters_lens.serve.app import Site, make_app
+from tests.chromium import launched
 from tests.features.builder import HOSTILE, synthetic_store
+from tests.serve.running import running
 
 N_LAYERS, N_FEATURES = 3, 100
 WORDS = (*HOSTILE, " wait", " Wait", " but", " the", " of", " answer")
@@ -75,3 +79,16 @@ def site(run) -> Site:
 @pytest.fixture(scope="session")
 def app(site):
     return make_app(site)
+
+
+@pytest.fixture(scope="module")
+def address(run) -> Iterator[str]:
+    """Of the run, served."""
+    with running(run) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with launched() as browser:
+        yield browser

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tc_adapters_lens.assets import ASSETS, COMMAND, find
-from tests.chromium import launched, needs_chromium
+from tests.chromium import needs_chromium
 from tests.features.builder import HOSTILE
 from tests.serve.conftest import PEAKED
 from tests.serve.running import running
@@ -20,18 +20,6 @@ pytestmark = [
     needs_chromium,
     pytest.mark.skipif(find("lit-html") is None, reason=f"needs lit-html, fetched by {COMMAND}"),
 ]
-
-
-@pytest.fixture(scope="module")
-def address(run):
-    with running(run) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with launched() as browser:
-        yield browser
 
 
 @pytest.fixture

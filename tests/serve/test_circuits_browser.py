@@ -11,7 +11,7 @@ from playwright.sync_api import expect
 
 from tc_adapters_lens.assets import COMMAND, find
 from tc_adapters_lens.serve.circuit_page import SCRIPTS
-from tests.chromium import launched, needs_chromium
+from tests.chromium import needs_chromium
 from tests.features.builder import HOSTILE, synthetic_store
 from tests.serve.graph_builder import write_graph
 from tests.serve.running import running
@@ -40,18 +40,6 @@ def run(tmp_path_factory) -> Path:
         node["note"] = HOSTILE[1]
     (run / "graphs/hostile.json").write_text(json.dumps(hostile), encoding="utf-8")
     return run
-
-
-@pytest.fixture(scope="module")
-def address(run):
-    with running(run) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with launched() as browser:
-        yield browser
 
 
 @pytest.fixture

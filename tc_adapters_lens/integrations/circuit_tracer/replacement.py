@@ -22,7 +22,7 @@ import copy
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from circuit_tracer.attribution.context_transformerlens import AttributionContext
@@ -82,8 +82,9 @@ def replacement_model(
     if not allow_other_pair:
         check_same_pair("Adapters", adapters.info.pair, model.pair)
     for name, value, known in (
-        ("sampled", sampled, ("replacement", "target")),
-        ("route", route, ("frozen", "upstream")),
+        ("sampled", sampled, get_args(Sampled)),
+        ("rule", rule, get_args(Rule)),
+        ("route", route, get_args(Route)),
     ):
         if value not in known:
             raise ConfigError(f"{name} must be one of {', '.join(known)}. Got {value!r}.")
