@@ -9,6 +9,7 @@ AdapterLensError
   FeatureStoreError  a feature store is incomplete, corrupt, or of other adapters
   FeatureGroupError  a feature group is empty, unreadable, or of other adapters
   GraphError         an attribution graph cannot be made, is too large, or its files are not one
+  JudgeError         a judge cannot be asked, refuses, or its budget is spent; its results or prompts cannot be used
   RunError           a run's directory or its evaluation cannot be used
   AssetError         a browser script cannot be fetched
   MissingExtraError  an optional package is missing; the message has the pip line
@@ -30,6 +31,7 @@ __all__ = [
     "FeatureGroupError",
     "FeatureStoreError",
     "GraphError",
+    "JudgeError",
     "MissingExtraError",
     "PairError",
     "RunError",
@@ -72,6 +74,10 @@ class FeatureGroupError(AdapterLensError, ValueError):
 
 class GraphError(AdapterLensError, ValueError):
     """An attribution graph cannot be made, is too large, or its files are not one."""
+
+
+class JudgeError(AdapterLensError, ValueError):
+    """A judge cannot be asked, refuses, or its budget is spent; or its results or prompts cannot be used."""
 
 
 class RunError(AdapterLensError, ValueError):

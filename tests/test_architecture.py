@@ -30,8 +30,10 @@ BELOW["assets"] = {"errors", "models"}
 BELOW["templates"] = set[str]()
 BELOW["training"] = BELOW["models"] | {"models"}
 BELOW["evaluation"] = BELOW["features"] = BELOW["interventions"] = BELOW["training"]  # each for itself
+BELOW["judge"] = BELOW["features"] | {"features", "evaluation"}
 BELOW["integrations"] = BELOW["training"] | {
     "training",
+    "judge",
     "evaluation",
     "features",
     "interventions",

@@ -14,7 +14,8 @@ import errno
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tc_adapters_lens import __version__
 from tc_adapters_lens.cli import (
@@ -30,6 +31,7 @@ from tc_adapters_lens.cli import (
     group,
     import_,
     intervene,
+    judge,
     report,
     serve,
     train,
@@ -48,6 +50,7 @@ VERBS = {
     "benchmark": benchmark,
     "report": report,
     "features": features,
+    "judge": judge,
     "graph": graph,
     "group": group,
     "intervene": intervene,
@@ -93,17 +96,26 @@ def run(argv: Sequence[str]) -> None:
         ConfigError: wrong use.
         AdapterLensError: the verb failed.
     """
-    parser, verb_parsers = build_parser()
-    name = next((word for word in argv if not word.startswith("-")), None)
-    if name in verb_parsers:
-        parser.chosen = verb_parsers[name]
-        VERBS[name].add_arguments(verb_parsers[name])
+    parser, parsers = build_parser()
+    verbs: Mapping[str, Any] = VERBS
+    for word in (word for word in argv if not word.startswith("-")):
+        if word not in verbs:
+            break
+        parser.chosen, verb = parsers[word], verbs[word]
+        verbs = getattr(verb, "VERBS", {})
+        if not verbs:
+            verb.add_arguments(parsers[word])
+            break
+        parsers = add_verbs(parsers[word], verbs)
     args = parser.parse_args(list(argv))
     logging.basicConfig(format="%(message)s")
     logging.getLogger("tc_adapters_lens").setLevel(logging.INFO)
-    result = VERBS[args.verb].run(args[args.verb])
-    if args[args.verb].get("json") and result is not None:
-        write_json(args[args.verb].json, result)
+    verb, args = VERBS[args.verb], args[args.verb]
+    if "verb" in args:
+        verb, args = verb.VERBS[args.verb], args[args.verb]
+    result = verb.run(args)
+    if args.get("json") and result is not None:
+        write_json(args.json, result)
 
 
 def build_parser() -> tuple[Parser, dict[str, Parser]]:
@@ -114,10 +126,15 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
         description="Train, measure and read transcoder adapters for a base model and its fine-tuned target.",
         epilog=f"example:\n  {PROG} demo --out runs/demo\n\n`{PROG} VERB --help` shows a verb's options.",
     )
-    verb_parsers = parser.add_verbs({name: module.SUMMARY for name, module in VERBS.items()})
-    for name, verb_parser in verb_parsers.items():
-        verb_parser.epilog = VERBS[name].EXAMPLE
-    return parser, verb_parsers
+    return parser, add_verbs(parser, VERBS)
+
+
+def add_verbs(parser: Parser, verbs: Mapping[str, Any]) -> dict[str, Parser]:
+    """Parsers of these verbs, by name, with their summaries and examples."""
+    parsers = parser.add_verbs({name: module.SUMMARY for name, module in verbs.items()})
+    for name, verb_parser in parsers.items():
+        verb_parser.epilog = verbs[name].EXAMPLE
+    return parsers
 
 
 def _say(message: str, code: int) -> int:

@@ -51,7 +51,7 @@ class Parser(jsonargparse.ArgumentParser):
             verbs = re.findall(r"[\w-]+", found[2])
             nearest = did_you_mean(found[1], verbs)
             return f"The verb must be one of {', '.join(verbs)}. Got '{found[1]}'.{nearest}"
-        if message.startswith('expected "verb" to be one of'):
+        if re.match(r'expected "([\w-]+\.)*verb" to be one of', message):
             return "A verb is needed. " + help_line
         if found := re.match(r"the following arguments are required: (.*)", message):
             options = ", ".join(f"--{name.split('.', 1)[-1]}" for name in found[1].split(", "))

@@ -17,6 +17,12 @@ GROUPS = "groups"
 GRAPHS = "graphs"
 """Where a run keeps attribution graphs."""
 
+JUDGE = "judge"
+"""Where a run keeps what a judge said of its features, and the judge's replies."""
+
+OVERLAP = "overlap.json"
+"""Where a run keeps how far its features fire on the hidden states of target and base."""
+
 CONTENT = "content"
 """The template position of what is near no token of the chat template."""
 
