@@ -1,0 +1,67 @@
+"""What the method leads one to expect of features' detection and overlap."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+from tc_adapters_lens.evaluation.estimate import Estimate
+from tc_adapters_lens.report.expectations import Comparison, Expectation
+from tc_adapters_lens.report.plots_detection import CHANCE, WORDS, means
+from tc_adapters_lens.report.plots_overlap import mean_overlap
+from tc_adapters_lens.report.results_shown import Shown, shown
+from tc_adapters_lens.report.runs import Runs
+
+NEAR_CHANCE = 0.1
+
+
+def meaning_expectations(runs: Runs) -> tuple[Expectation, ...]:
+    """All of them; none where no run has results of its features."""
+    if not any(run.results for run in runs.ordered):
+        return ()
+    scored, overlaps = shown(runs, "detect"), shown(runs, "overlap")
+    return (
+        Expectation(
+            "detection_order",
+            "Descriptions tell highest examples better than uniform ones, and these better than chance",
+            tuple(_order(scored)),
+        ),
+        Expectation(
+            "shuffled_description_is_chance",
+            f"Another feature's description scores within {NEAR_CHANCE} of chance",
+            tuple(_shuffled(scored)),
+        ),
+        Expectation(
+            "overlap_target_above_base",
+            "Features are active on the target's hidden states where they are in the replacement model, "
+            "more than on the base's",
+            tuple(_overlap(overlaps)),
+        ),
+    )
+
+
+def _order(ones: Sequence[Shown]) -> Iterator[Comparison]:
+    for one in ones:
+        found = means(one.result.values["overall"])
+        chain = [(WORDS[kind], found[kind]) for kind in ("top", "sampled") if kind in found]
+        for (greater, high), (lesser, low) in pairwise([*chain, ("chance", Estimate(CHANCE, CHANCE, CHANCE))]):
+            yield Comparison(f"score, {one.label}", greater, high, lesser, low)
+
+
+def _shuffled(ones: Sequence[Shown]) -> Iterator[Comparison]:
+    for one in ones:
+        mean = means(one.result.values["overall"]).get("shuffled")
+        if mean is None:
+            continue
+        low, high = (Estimate(end, end, end) for end in (CHANCE - NEAR_CHANCE, CHANCE + NEAR_CHANCE))
+        yield Comparison(f"score, {one.label}", "chance and a little", high, WORDS["shuffled"], mean, True)
+        yield Comparison(f"score, {one.label}", WORDS["shuffled"], mean, "chance less a little", low, True)
+
+
+def _overlap(ones: Sequence[Shown]) -> Iterator[Comparison]:
+    for one in ones:
+        models = one.result.values["models"]
+        found = {model: mean_overlap(values["overall"]) for model, values in models.items()}
+        target, base = found.get("target"), found.get("base")
+        if target is not None and base is not None:
+            yield Comparison(f"mean overlap, {one.label}", "target", target, "base", base)
