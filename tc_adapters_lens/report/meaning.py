@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -38,6 +39,8 @@ KINDS = ("top", "sampled", "shuffled")
 """Texts that detection is scored on, in the order in which scores should fall."""
 
 OVERLAP_MODELS = ("target", "base")
+
+_DIGEST = 12  # characters of a digest that are shown
 
 ResultKind = Literal["classify", "detect", "overlap"]
 _MODELS = {"replacement": "adapter features", "target": "target's neurons", "base": "base's neurons"}
@@ -76,7 +79,7 @@ class Result:
     def prompts(self) -> str:
         """By which prompts, in words."""
         named = self.values["prompts"].items()
-        return "; ".join(f"{task}: {prompts['name']} ({prompts['sha256'][:12]})" for task, prompts in named)
+        return "; ".join(f"{task}: {prompts['name']} ({prompts['sha256'][:_DIGEST]})" for task, prompts in named)
 
     @property
     def comparable(self) -> tuple[str, ...]:
@@ -255,4 +258,7 @@ def short_judges(found: Sequence[Result]) -> list[str]:
 
 
 def _word(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    """A digest by its first figures, other texts as they are."""
+    if not isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    return value[:_DIGEST] if re.fullmatch(r"[0-9a-f]{32,}", value) else value

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from tc_adapters_lens.evaluation.estimate import Estimate
 from tc_adapters_lens.report.expectations import Comparison, Expectation
+from tc_adapters_lens.report.numbers import mean
 from tc_adapters_lens.report.plots_detection import CHANCE, WORDS, means
 from tc_adapters_lens.report.plots_overlap import mean_overlap
 from tc_adapters_lens.report.results_shown import Shown, shown
@@ -33,8 +34,7 @@ def meaning_expectations(runs: Runs) -> tuple[Expectation, ...]:
         ),
         Expectation(
             "overlap_target_above_base",
-            "Features are active on the target's hidden states where they are in the replacement model, "
-            "more than on the base's",
+            "Activations overlap more with the target's hidden states than with the base's",
             tuple(_overlap(overlaps)),
         ),
     )
@@ -50,18 +50,25 @@ def _order(ones: Sequence[Shown]) -> Iterator[Comparison]:
 
 def _shuffled(ones: Sequence[Shown]) -> Iterator[Comparison]:
     for one in ones:
-        mean = means(one.result.values["overall"]).get("shuffled")
-        if mean is None:
+        found = means(one.result.values["overall"]).get("shuffled")
+        if found is None:
             continue
         low, high = (Estimate(end, end, end) for end in (CHANCE - NEAR_CHANCE, CHANCE + NEAR_CHANCE))
-        yield Comparison(f"score, {one.label}", "chance and a little", high, WORDS["shuffled"], mean, True)
-        yield Comparison(f"score, {one.label}", WORDS["shuffled"], mean, "chance less a little", low, True)
+        yield Comparison(f"score, {one.label}", "chance and a little", high, WORDS["shuffled"], found, True)
+        yield Comparison(f"score, {one.label}", WORDS["shuffled"], found, "chance less a little", low, True)
 
 
 def _overlap(ones: Sequence[Shown]) -> Iterator[Comparison]:
+    """Layer 0 is left out: the replacement model reads there what the target reads."""
     for one in ones:
         models = one.result.values["models"]
-        found = {model: mean_overlap(values["overall"]) for model, values in models.items()}
-        target, base = found.get("target"), found.get("base")
-        if target is not None and base is not None:
-            yield Comparison(f"mean overlap, {one.label}", "target", target, "base", base)
+        if not {"target", "base"} <= set(models):
+            continue
+        pairs = [
+            [mean_overlap(models[model]["layers"][layer]) for model in ("target", "base")]
+            for layer in range(1, one.result.values["n_layers"])
+        ]
+        target, base = ([pair[side] for pair in pairs if None not in pair] for side in range(2))
+        if target:
+            found = [mean([estimate for estimate in side if estimate]) for side in (target, base)]
+            yield Comparison(f"mean overlap past layer 0, {one.label}", "target", found[0], "base", found[1])

@@ -41,7 +41,7 @@ def shown(runs: Runs, kind: ResultKind) -> list[Shown]:
 
 
 def comparable(ones: Sequence[Shown]) -> list[list[Shown]]:
-    """Those of one judge and the same prompts together, in the order of the first of each."""
+    """Those of one judge, asked in the same way, together, in the order of the first of each."""
     sets: dict[tuple[str, ...], list[Shown]] = {}
     for one in ones:
         sets.setdefault(one.result.comparable, []).append(one)
@@ -51,18 +51,18 @@ def comparable(ones: Sequence[Shown]) -> list[list[Shown]]:
 def by_whom(sets: Sequence[Sequence[Shown]], of: Sequence[Shown]) -> str:
     """What a set's caption adds where there are several: judge, prompts and texts, as far as they differ."""
     firsts = [one[0].result for one in sets]
-    told = {
-        "judge": dict(zip(map(id, firsts), short_judges(firsts), strict=True)),
-        "prompts": {id(result): result.prompts for result in firsts},
-        "negatives": {id(result): str(result.values.get("negatives", "")) for result in firsts},
-    }
-    own = id(of[0].result)
-    return "".join(f", {what} {by[own]}" for what, by in told.items() if len(set(by.values())) > 1)
+    told = [
+        [f"judge {judge}" for judge in short_judges(firsts)],
+        [f"prompts {result.prompts}" for result in firsts],
+        [f"negatives: {result.values.get('negatives')}" for result in firsts],
+    ]
+    own = sets.index(of)
+    return "".join(f", {words[own]}" for words in told if len(set(words)) > 1)
 
 
 def apart(sets: Sequence[Sequence[Shown]]) -> str:
-    """The sentence on several judges or prompts; "" where there is one."""
-    return " Figures by another judge or other prompts stand in a plot of their own." if len(sets) > 1 else ""
+    """The sentence on several sets; "" where there is one."""
+    return " What was asked of another judge or otherwise stands in a plot of its own." if len(sets) > 1 else ""
 
 
 def pattern(style: Style) -> dict[str, str]:

@@ -133,7 +133,10 @@ def test_what_was_expected(judged, tmp_path):
     ]
     assert len(order["comparisons"]) == 4
     assert found["shuffled_description_is_chance"]["outcome"] == "held"
-    assert found["overlap_target_above_base"]["outcome"] == "held"
+    (comparison,) = found["overlap_target_above_base"]["comparisons"]
+    layers = json.loads((judged / "overlap.json").read_text())["models"]["base"]["layers"]
+    assert comparison["lesser"]["value"] == pytest.approx(np.mean([layer["mean"]["value"] for layer in layers[1:]]))
+    assert comparison["held"]
 
 
 def test_what_was_not_expected(tmp_path):
@@ -177,6 +180,20 @@ def test_judges_of_one_model_are_told_apart_in_full(tmp_path):
     page, _ = page_of([write_results(write_run(tmp_path / "run"), files)], tmp_path / "report.html")
     assert {"detection-0", "detection-1"} <= page.figures.keys()
     assert "adapter features, warm, judge kind endpoint, model judge-model, temperature 1" in tables(page)
+
+
+def test_negatives_are_told_and_digests_are_short(tmp_path):
+    files = {
+        "detect-replacement": detection(judge={"kind": "rules", "sha256": "0123456789ab" * 5 + "cdef"}),
+        "detect-replacement-hard": detection(
+            judge={"kind": "rules", "sha256": "0123456789ab" * 6}, negatives="similar"
+        ),
+    }
+    page, _ = page_of([write_results(write_run(tmp_path / "run"), files)], tmp_path / "report.html")
+    text = tables(page)
+    assert "negatives: random" in text
+    assert "negatives: similar" in text
+    assert "kind rules, sha256 0123456789ab " in text
 
 
 def test_two_runs_have_names_and_colours_of_their_own(tmp_path):
