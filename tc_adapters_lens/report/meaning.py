@@ -33,6 +33,7 @@ from tc_adapters_lens.report.checks import (
     record,
     values_of,
 )
+from tc_adapters_lens.report.shown_text import name as shown_name
 
 OVERLAP_FORMAT, OVERLAP_VERSION = "tc_adapters_lens.activation_overlap", 1
 KINDS = ("top", "sampled", "shuffled")
@@ -73,13 +74,17 @@ class Result:
     @property
     def judge(self) -> str:
         """Who answered: everything its replies depend on, in words."""
-        return ", ".join(f"{key} {_word(value)}" for key, value in self.values["judge"].items()) or "not known"
+        return (
+            shown_name(", ".join(f"{key} {_word(value)}" for key, value in self.values["judge"].items())) or "not known"
+        )
 
     @property
     def prompts(self) -> str:
         """By which prompts, in words."""
         named = self.values["prompts"].items()
-        return "; ".join(f"{task}: {prompts['name']} ({prompts['sha256'][:_DIGEST]})" for task, prompts in named)
+        return shown_name(
+            "; ".join(f"{task}: {prompts['name']} ({prompts['sha256'][:_DIGEST]})" for task, prompts in named)
+        )
 
     @property
     def comparable(self) -> tuple[str, ...]:
@@ -252,7 +257,10 @@ def labels(found: Sequence[Result], several_runs: bool) -> list[str]:
 def short_judges(found: Sequence[Result]) -> list[str]:
     """Every result's judge by its model's name, or in full where that does not tell them apart; "" of overlap."""
     judged = [one for one in found if one.kind != "overlap"]
-    named = {one.judge: str(one.values["judge"].get("model", one.values["judge"].get("kind", ""))) for one in judged}
+    named = {
+        one.judge: shown_name(str(one.values["judge"].get("model", one.values["judge"].get("kind", ""))))
+        for one in judged
+    }
     short = all(named.values()) and len(set(named.values())) == len(named)
     return ["" if one.kind == "overlap" else named[one.judge] if short else one.judge for one in found]
 

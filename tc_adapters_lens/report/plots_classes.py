@@ -11,6 +11,7 @@ from tc_adapters_lens.report.plots import Key, Panel, Section, Table, bars, figu
 from tc_adapters_lens.report.results_shown import Shown, apart, by_whom, comparable, palette, pattern, shown, wrapped
 from tc_adapters_lens.report.results_table import judging_rows, under
 from tc_adapters_lens.report.runs import Runs
+from tc_adapters_lens.report.shown_text import name as shown_name
 from tc_adapters_lens.report.styles import Style
 
 _BAR, _GAP = 14, 12  # pixels
@@ -57,20 +58,17 @@ def classes_by_layer(runs: Runs) -> Section | None:
     )
 
 
-def _names(one: Shown) -> list[str]:
-    return [found["name"] for found in one.result.values["classes"]]
+def _names(one: Shown) -> dict[str, str]:
+    """Classes as the page shows them -> as the file has them."""
+    return {shown_name(found["name"]): found["name"] for found in one.result.values["classes"]}
 
 
 def _shares(one: Shown) -> list[tuple[str, int, Estimate | None]]:
-    """Name, features and share of every class, then of every group."""
+    """Name as shown, features and share of every class, then of every group."""
     overall = one.result.values["overall"]
-    parts = [*((name, overall["classes"][name]) for name in _names(one))]
-    parts += [(_group(name), part) for name, part in overall["groups"].items()]
+    parts = [(name, overall["classes"][own]) for name, own in _names(one).items()]
+    parts += [(f"all {shown_name(name)}", part) for name, part in overall["groups"].items()]
     return [(name, part["n"], _estimate(part["share"])) for name, part in parts]
-
-
-def _group(name: str) -> str:
-    return f"all {name}"
 
 
 def _overall(of: Sequence[Shown]) -> dict[str, Any]:
@@ -118,8 +116,8 @@ def _order(of: Sequence[Shown]) -> list[str]:
 def _layers(one: Shown, i: int, styles: dict[str, Style]) -> Panel:
     layers = one.result.values["layers"]
     data = []
-    for name in _names(one):
-        parts = [layer["classes"][name] for layer in layers]
+    for name, own in _names(one).items():
+        parts = [layer["classes"][own] for layer in layers]
         shares = [_estimate(part["share"]) for part in parts]
         data.append(
             {

@@ -248,7 +248,7 @@ def test_what_could_not_be_measured_is_left_out(tmp_path):
 
 
 def test_hostile_names_are_inert(tmp_path):
-    names = [(EVIL, EVIL + "group"), *((text, text) for text in HOSTILE[:5])]
+    names = [(EVIL, EVIL + "group"), *((text, text) for text in (*HOSTILE[:3], *HOSTILE[4:6]))]
     judge = {"kind": "endpoint", "model": EVIL}
     prompts = {task: {"name": EVIL, "sha256": EVIL} for task in ("classify", "describe", "detect")}
     files = everything()
@@ -259,7 +259,10 @@ def test_hostile_names_are_inert(tmp_path):
     assert [tag for tag, _ in page.tags].count("script") == 3
     assert "img" not in {tag for tag, _ in page.tags}
     assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
-    assert EVIL in "".join(page.words)
+    text = "".join(page.words)
+    assert EVIL in text
+    assert "U+202Eright to left" in text
+    assert not re.search("[\u202a-\u202e\u2066-\u2069]", text)
 
     def drawn(value, key=""):
         if isinstance(value, dict):
