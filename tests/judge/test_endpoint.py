@@ -150,24 +150,28 @@ FINAL = {
         status(400, {"message": "Invalid schema", "param": "response_format"}),
         "Set `response_format: json_object` in the judge's YAML file",
     ),
-    "path": (status(404, {"message": "Not Found"}), "HTTP 404"),
 }
 
 
 @pytest.mark.parametrize("kind", FINAL)
 def test_a_refusal_is_one_line_and_keeps_what_is_answered(tmp_path, kind):
-    """Seven good ones first, then a refusal beside one that takes longer and is kept all the same."""
+    """Seven good ones first, then one that is refused while another is out, which is waited for."""
     act, words = FINAL[kind]
-    slow = lambda handler: (time.sleep(0.2), says('{"value": 8}')(handler))  # noqa: E731
-    with running({7: [act], 8: [slow]}) as endpoint:
-        asker = asker_at(endpoint.url, tmp_path, concurrency=1)
-        asker.ask(QUESTIONS[:7], "ask")
-        both = asker_at(endpoint.url, tmp_path, concurrency=2)
+
+    def late(handler):
+        time.sleep(0.1)
+        act(handler)
+
+    def later(handler):
+        time.sleep(0.2)
+        says('{"value": 8}')(handler)
+
+    with running({7: [late], 8: [later]}) as endpoint:
+        asker = asker_at(endpoint.url, tmp_path, concurrency=2)
         with pytest.raises(JudgeError) as caught:
-            both.ask(QUESTIONS, "ask")
-        assert len(endpoint.times(7)) == 1
-        assert not endpoint.times(11)
-        assert both.usage.sent == 2
+            asker.ask(QUESTIONS, "ask")
+        assert [len(endpoint.times(number)) for number in range(12)] == [1] * 9 + [0] * 3
+        assert asker.usage.sent == 9
         assert len(list(tmp_path.glob("*/*.json"))) == 8
     message = str(caught.value)
     assert "\n" not in message
