@@ -27,7 +27,7 @@ examples:
 A feature active at n of N positions is given the n positions where its pre-activation, computed from the MLP inputs of
 target or base, is highest. Its overlap is the share of these at which it is active in the replacement model. Hidden
 states that have nothing to do with each other would give n / N: chance. Layer 0's MLP reads the same in the target as
-in the replacement model, so overlap is 100% there.
+in the replacement model, so overlap is 100% there, and "1 on" is of the other layers.
 
 Memory grows with how often features are active: about 30 bytes each time, 1.7 GB for 5 million tokens of 28 layers at
 an L0 of 0.4 a layer. Where that is too much, read fewer with --max-sequences."""
@@ -115,19 +115,17 @@ def run(args: Namespace) -> dict[str, Any]:
 
 
 def summary(overlap: ActivationOverlap, seed: int) -> dict[str, Any]:
-    """Overlaps in numbers, per layer and of all features.
+    """Overlaps in numbers, per layer and of all past layer 0.
 
     Args:
         seed: of the intervals.
     """
-    import numpy as np
-
     from tc_adapters_lens.evaluation.bootstrap import Bootstrap
-    from tc_adapters_lens.evaluation.overlap import EDGES, summarise_overlap
+    from tc_adapters_lens.evaluation.overlap import EDGES, first_counted, summarise_overlap
 
     n_layers, n_features = overlap.n_active.shape
     found = summarise_overlap(overlap.overlap, Bootstrap(seed=seed))
-    chance = [float(row.mean()) if len(row) else None for row in (c[~np.isnan(c)] for c in overlap.chance)]
+    chance = [_mean(row) for row in overlap.chance]
     return {
         "n_positions": overlap.n_positions,
         "n_layers": n_layers,
@@ -141,8 +139,16 @@ def summary(overlap: ActivationOverlap, seed: int) -> dict[str, Any]:
             }
             for model, (layers, overall) in found.items()
         },
-        "chance": {"overall": float(np.nanmean(overlap.chance)), "layers": chance},
+        "chance": {"overall": _mean(overlap.chance[first_counted(n_layers) :]), "layers": chance},
     }
+
+
+def _mean(values: Any) -> float | None:
+    """Of those that are there."""
+    import numpy as np
+
+    there = values[~np.isnan(values)]
+    return float(there.mean()) if len(there) else None
 
 
 def overlap_table(result: dict[str, Any]) -> str:
@@ -157,7 +163,7 @@ def overlap_table(result: dict[str, Any]) -> str:
     for layer in range(result["n_layers"]):
         rows = [models[model]["layers"][layer] for model in _MODELS]
         lines.append(_row(f"{layer}", rows, chance["layers"][layer]))
-    lines.append(_row("all", [models[model]["overall"] for model in _MODELS], chance["overall"]))
+    lines.append(_row("1 on", [models[model]["overall"] for model in _MODELS], chance["overall"]))
     return "\n".join([*lines, ""])
 
 

@@ -1,4 +1,8 @@
-"""Activation overlaps of many features in a few numbers: mean with interval, median, histogram."""
+"""Activation overlaps of many features in a few numbers: mean with interval, median, histogram.
+
+Layer 0 is told for itself and not counted among all layers: its MLP reads in the replacement model what it reads in the
+target, so that the target's overlap there is 1 whatever the adapters do.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from jaxtyping import Float64
 from tc_adapters_lens.evaluation.bootstrap import MIN_SEQUENCES, Bootstrap, estimate, ratio
 from tc_adapters_lens.evaluation.estimate import Estimate
 
-__all__ = ["EDGES", "OverlapSummary", "summarise_overlap"]
+__all__ = ["EDGES", "OverlapSummary", "first_counted", "summarise_overlap"]
 
 EDGES = tuple(bin_ / 20 for bin_ in range(21))
 """Of histograms: twenty bins, each with its lower edge, the last also with 1."""
@@ -36,7 +40,7 @@ class OverlapSummary:
 def summarise_overlap(
     overlap: Mapping[str, Float64[np.ndarray, "n_layers n_features"]], bootstrap: Bootstrap
 ) -> dict[str, tuple[list[OverlapSummary], OverlapSummary]]:
-    """Per model: every layer's features, and all of them.
+    """Per model: every layer's features, and those of all layers past 0.
 
     Args:
         overlap: by model, 0 to 1, NaN where a feature is not measured; the same features of all models, which are
@@ -47,13 +51,18 @@ def summarise_overlap(
     n_layers, n_features, _ = values.shape
     layers = [_Resampled.of(values[layer], layer * n_features, bootstrap) for layer in range(n_layers)]
     overall = _Resampled(
-        np.concatenate([layer.values for layer in layers]),
-        np.sum([layer.totals for layer in layers], axis=0),
-        np.sum([layer.counts for layer in layers], axis=0),
+        np.concatenate([layer.values for layer in layers[first_counted(n_layers) :]]),
+        np.sum([layer.totals for layer in layers[first_counted(n_layers) :]], axis=0),
+        np.sum([layer.counts for layer in layers[first_counted(n_layers) :]], axis=0),
     )
     return {
         name: ([layer.summary(model) for layer in layers], overall.summary(model)) for model, name in enumerate(overlap)
     }
+
+
+def first_counted(n_layers: int) -> int:
+    """The first layer that counts among all: 1, or the only one."""
+    return min(1, n_layers - 1)
 
 
 @dataclass(frozen=True)

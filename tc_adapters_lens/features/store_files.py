@@ -155,9 +155,7 @@ def _table(info: StoreInfo, layer: int, features: LayerFeatures, text: Text) -> 
     return pa.table(columns)
 
 
-def _top_template(
-    info: StoreInfo, features: LayerFeatures, template: Int[np.ndarray, " n_tokens"]
-) -> dict[str, Any]:
+def _top_template(info: StoreInfo, features: LayerFeatures, template: Int[np.ndarray, " n_tokens"]) -> dict[str, Any]:
     """The template position of most of a feature's highest examples, and the share of them that is there."""
     there = features.top.positions >= 0
     feature, _ = there.nonzero()

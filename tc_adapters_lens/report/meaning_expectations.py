@@ -7,7 +7,6 @@ from itertools import pairwise
 
 from tc_adapters_lens.evaluation.estimate import Estimate
 from tc_adapters_lens.report.expectations import Comparison, Expectation
-from tc_adapters_lens.report.numbers import mean
 from tc_adapters_lens.report.plots_detection import CHANCE, WORDS, means
 from tc_adapters_lens.report.plots_overlap import mean_overlap
 from tc_adapters_lens.report.results_shown import Shown, shown
@@ -59,16 +58,11 @@ def _shuffled(ones: Sequence[Shown]) -> Iterator[Comparison]:
 
 
 def _overlap(ones: Sequence[Shown]) -> Iterator[Comparison]:
-    """Layer 0 is left out: the replacement model reads there what the target reads."""
+    """Of all layers but 0, as the file has it."""
     for one in ones:
         models = one.result.values["models"]
         if not {"target", "base"} <= set(models):
             continue
-        pairs = [
-            [mean_overlap(models[model]["layers"][layer]) for model in ("target", "base")]
-            for layer in range(1, one.result.values["n_layers"])
-        ]
-        target, base = ([pair[side] for pair in pairs if None not in pair] for side in range(2))
-        if target:
-            found = [mean([estimate for estimate in side if estimate]) for side in (target, base)]
-            yield Comparison(f"mean overlap past layer 0, {one.label}", "target", found[0], "base", found[1])
+        target, base = (mean_overlap(models[model]["overall"]) for model in ("target", "base"))
+        if target and base:
+            yield Comparison(f"mean overlap past layer 0, {one.label}", "target", target, "base", base)

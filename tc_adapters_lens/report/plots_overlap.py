@@ -26,8 +26,8 @@ def overlap(runs: Runs) -> Section | None:
         "Is a feature active at the same positions when it reads the target's hidden states, or the base's? A feature "
         "that is active at n positions in the replacement model is compared with the n positions where its "
         "pre-activation is highest there; the overlap is the share they have in common. Chance: what unrelated inputs "
-        "would have. Only features active often enough count. In layer 0 the "
-        "replacement model reads what the target reads: the target's overlap says nothing there."
+        "would have. Only features active often enough count. In layer 0 the replacement model "
+        "reads what the target reads, whose overlap is 1 there; all but the second plot are of the other layers."
     )
     panels: list[Panel] = []
     choices = [one.result.run for one in ones]

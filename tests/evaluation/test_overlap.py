@@ -25,25 +25,27 @@ def test_figures_by_hand() -> None:
     bins[0, [19, 10, 3]] = 1  # 0.15 is where the fourth bin begins, 1 is in the last
     bins[1, [0, 1, 3, 19]] = 1
     assert (layers[0].histogram, layers[2].histogram) == (bins[0].tolist(), bins[1].tolist())
-    assert overall.n_features == 7
-    assert overall.mean.value == pytest.approx((1.65 + 1.2) / 7)
-    assert overall.histogram == bins.sum(0).tolist()
-    assert found["base"][1].histogram[5] == 7
+    assert overall.n_features == 4  # layer 0 does not count
+    assert overall.mean.value == pytest.approx(1.2 / 4)
+    assert overall.histogram == bins[1].tolist()
+    assert found["base"][1].histogram[5] == 4
     assert len(EDGES) == 21
     assert (EDGES[0], EDGES[3], EDGES[-1]) == (0, 3 / 20, 1)
 
 
 def test_interval_is_over_features() -> None:
     """500 features a layer, uniform: 95% of the means lie within 1.96 * sqrt(1 / 12 / 500)."""
-    overlap = np.random.default_rng(0).random((2, 600))
+    overlap = np.random.default_rng(0).random((3, 600))
     overlap[:, :100] = NAN
     layers, overall = summarise_overlap({"target": overlap}, Bootstrap(2000, seed=1))["target"]
     half = 1.96 * np.sqrt(1 / 12 / 500)
-    for summary, width in ((layers[0], half), (layers[1], half), (overall, half / np.sqrt(2))):
+    for summary, width in ((layers[1], half), (layers[2], half), (overall, half / np.sqrt(2))):
         low, high = summary.mean.interval
         assert (high - low) / 2 == pytest.approx(width, rel=0.1)
         assert low < summary.mean.value < high
-    assert overall.mean.value == pytest.approx(np.nanmean(overlap))
+    assert overall.mean.value == pytest.approx(np.nanmean(overlap[1:]))
+    (only,), overall = summarise_overlap({"target": overlap[:1]}, Bootstrap(100))["target"]
+    assert overall == only
 
 
 def test_models_are_resampled_together() -> None:

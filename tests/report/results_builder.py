@@ -180,7 +180,7 @@ def overlaps(
     def model(mean: float) -> dict[str, Any]:
         values = rng.beta(6 * mean, 6 * (1 - mean), (n_layers, n_features))
         layers = [{"layer": i, **part(found)} for i, found in enumerate(values)]
-        return {"layers": layers, "overall": part(values)}
+        return {"layers": layers, "overall": part(values[min(1, n_layers - 1) :])}
 
     return {
         "format": "tc_adapters_lens.activation_overlap",

@@ -114,7 +114,7 @@ def test_overlap_is_drawn_beside_chance(judged, tmp_path):
     written = json.loads((judged / "overlap.json").read_text())
     target, base, chance = page.figures["overlap-0"]["data"]
     counts = np.array(written["models"]["target"]["overall"]["histogram"])
-    assert target["y"][1:-1] == pytest.approx(counts / 1200)  # 4 * 300 features
+    assert target["y"][1:-1] == pytest.approx(counts / 900)  # 3 * 300 features: layer 0 does not count
     assert target["x"][1:] == written["edges"]
     assert sum(base["y"][1:-1]) == pytest.approx(1)
     assert chance["x"] == [0.021, 0.021]
