@@ -47,7 +47,7 @@ class Asker:
         return dict(self.judge.identity)
 
     def ask(self, requests: Sequence[Request], what: str) -> list[Form | None]:
-        """Every request's answer, in order; None where no reply had the form asked for.
+        """Every request's answer, in order; None where no reply had the form asked for, or the judge declined.
 
         Every reply is kept as soon as it is there. Where asking ends early, what is out is waited for and kept.
 

@@ -60,6 +60,7 @@ class Usage:
     kept: replies that were on disk already.
     prompt_tokens, completion_tokens: of replies that came, as the endpoint counts them.
     unparsable: requests, equal ones once, to which no reply had the form asked for.
+    declined: requests, equal ones once, that the judge does not answer, such as prompts that are too long for it.
     """
 
     sent: int = 0
@@ -67,6 +68,7 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     unparsable: int = 0
+    declined: int = 0
 
     def to_dict(self) -> dict[str, int]:
         return asdict(self)

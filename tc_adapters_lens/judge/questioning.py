@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from tc_adapters_lens.errors import JudgeError
 from tc_adapters_lens.judge.budget import BudgetFull, BudgetSpent
-from tc_adapters_lens.judge.request import Form, Reply, Request, parse
+from tc_adapters_lens.judge.request import Declined, Form, Reply, Request, parse
 
 if TYPE_CHECKING:
     from tc_adapters_lens.judge.asking import Asker
@@ -121,7 +121,11 @@ class Questioning:
 
     async def _answer(self, request: Request) -> Form | None:
         for n_try in range(self._asker.tries):
-            reply = await self._reply(request, self._asker.key(request, n_try))
+            try:
+                reply = await self._reply(request, self._asker.key(request, n_try))
+            except Declined:
+                self._usage.declined += 1
+                return None
             answer = parse(reply.text, request.form)
             if answer is not None:
                 return answer

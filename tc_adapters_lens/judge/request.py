@@ -13,9 +13,13 @@ from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-__all__ = ["Form", "Judge", "Reply", "Request", "Spend", "Task", "parse"]
+__all__ = ["Declined", "Form", "Judge", "Reply", "Request", "Spend", "Task", "parse"]
 
 Task = Literal["classify", "describe", "detect"]
+
+
+class Declined(Exception):
+    """Raised by a judge that will never answer this one request, and may answer others."""
 
 
 class Form(BaseModel):
@@ -89,6 +93,7 @@ class Judge(Protocol):
             key: of this request; the same whenever it is sent again for want of a reply.
             spend: called before each time it is sent.
         Raises:
+            Declined: it does not answer this one.
             JudgeError: it cannot or will not answer, now or later.
             BudgetSpent: from `spend`.
         """

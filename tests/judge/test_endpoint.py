@@ -179,6 +179,27 @@ def test_a_refusal_is_one_line_and_keeps_what_is_answered(tmp_path, kind):
     assert message.endswith("8 of 12 are answered and kept. The same command goes on.")
 
 
+DECLINED = {
+    "OpenAI": status(400, {"message": "Too many tokens.", "code": "context_length_exceeded"}),
+    "vLLM": status(400, {"message": "This model's maximum context length is 64 tokens.", "code": 400}),
+    "Azure": status(400, {"message": "The prompt was filtered.", "code": "content_filter"}),
+    "proxy": status(413, {"message": "Payload too large"}),
+}
+
+
+@pytest.mark.parametrize("kind", DECLINED)
+def test_a_prompt_that_is_declined_does_not_stop_the_others(tmp_path, caplog, kind):
+    with running({3: [DECLINED[kind]] * 2}) as endpoint:
+        asker = asker_at(endpoint.url, tmp_path)
+        assert values(asker.ask(QUESTIONS, "ask")) == [None if number == 3 else number for number in range(12)]
+        assert (asker.usage.declined, asker.usage.unparsable, asker.usage.sent) == (1, 0, 12)
+        assert len(endpoint.times(3)) == 1
+        again = asker_at(endpoint.url, tmp_path)
+        again.ask(QUESTIONS, "ask")
+        assert (again.usage.sent, again.usage.kept, again.usage.declined) == (1, 11, 1)
+    assert "a prompt is declined: HTTP 4" in caplog.text
+
+
 def test_an_endpoint_that_is_not_there(tmp_path):
     with running() as endpoint:
         pass

@@ -17,7 +17,7 @@ from tc_adapters_lens.integrations.openai.secrets import scrub
 from tc_adapters_lens.judge.budget import about_tokens
 from tc_adapters_lens.judge.endpoint_config import EndpointConfig
 from tc_adapters_lens.judge.replies import schema_of
-from tc_adapters_lens.judge.request import Reply, Request, Spend
+from tc_adapters_lens.judge.request import Declined, Reply, Request, Spend
 
 if TYPE_CHECKING:
     import openai
@@ -95,6 +95,9 @@ class EndpointJudge:
             if isinstance(outcome, Completion):
                 return self._reply(request, outcome)
             words = scrub(outcome.words, self._key)
+            if outcome.of_prompt:
+                self._say(f"a prompt is declined: {words}")
+                raise Declined(words)
             if outcome.final:
                 raise JudgeError(self._refusal(words))
             n_failures += 1

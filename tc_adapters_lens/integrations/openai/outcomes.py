@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.utils
 import json
 import math
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,14 @@ __all__ = ["Completion", "Failure", "failure_of_status", "read_completion"]
 
 _AGAIN = (408, 409, 425, 429)
 _NO_CREDIT = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
+_OF_PROMPT = (
+    "content_filter",
+    "content_policy_violation",
+    "context_length_exceeded",
+    "invalid_prompt",
+    "string_above_max_length",
+)
+_TOO_LONG = re.compile(r"maximum context length|context (length|window|size)|max_model_len", re.IGNORECASE)
 _LENGTH = 300
 
 
@@ -37,12 +46,14 @@ class Failure:
 
     words: what failed, as a sentence without its full stop.
     final: whether sending it again is of no use.
+    of_prompt: whether it is about this one prompt, so that others may go well.
     wait: seconds the endpoint asks to wait; None where it does not.
     limited: whether the endpoint has had too much, so that everybody has to wait.
     """
 
     words: str
     final: bool = False
+    of_prompt: bool = False
     wait: float | None = None
     limited: bool = False
 
@@ -84,7 +95,10 @@ def failure_of_status(status: int, headers: Mapping[str, str], body: str) -> Fai
     if status in _AGAIN or status >= 500:
         wait = _retry_after(headers)
         return Failure(words, wait=wait, limited=status == 429 or wait is not None)
-    return Failure(words, final=True)
+    of_prompt = status == 413 or (
+        status in (400, 422) and (_error(values).get("code") in _OF_PROMPT or _TOO_LONG.search(said) is not None)
+    )
+    return Failure(words, final=True, of_prompt=of_prompt)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
