@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import pandas as pd
 from pydantic import create_model
+from tqdm import tqdm
 
 from tc_adapters_lens.errors import ConfigError
 from tc_adapters_lens.evaluation.shares import share
@@ -99,7 +100,8 @@ def class_requests(
         JudgeError: the prompts' templates do not work.
     """
     form = answer_form(prompts.classes)
-    return [_request(store, layer, feature, prompts, n_examples, form) for layer, feature in _keys(samples)]
+    keys = tqdm(list(_keys(samples)), desc="reading features", unit=" features", disable=None, delay=2)
+    return [_request(store, layer, feature, prompts, n_examples, form) for layer, feature in keys]
 
 
 def classify(asker: Asker, requests: Sequence[Request], samples: Sequence[LayerSample]) -> list[Classified]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from tc_adapters_lens.judge.request import Reply, Request, Spend
-from tc_adapters_lens.judge.rules_classify import classify_by_rule, rules_digest
+from tc_adapters_lens.judge.request import Reply, Request, Spend, Task
+from tc_adapters_lens.judge.rules_classify import classify_by_rules, rules_digest
 
 __all__ = ["RulesJudge"]
 
-_ANSWERS = {"classify": classify_by_rule}
+_REPLIES: dict[Task, Callable[[Mapping[str, Any]], str]] = {"classify": classify_by_rules}
 
 
 class RulesJudge:
@@ -30,7 +29,7 @@ class RulesJudge:
         Raises:
             JudgeError: there are no rules for what is asked.
         """
-        return Reply(json.dumps(_ANSWERS[request.task](request.facts), ensure_ascii=False))
+        return Reply(_REPLIES[request.task](request.facts))
 
     async def close(self) -> None:
         """There is nothing to give back."""

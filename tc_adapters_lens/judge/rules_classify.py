@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ import yaml
 
 from tc_adapters_lens.errors import JudgeError, did_you_mean
 
-__all__ = ["classify_by_rule", "rules_digest"]
+__all__ = ["classify_by_rules", "rules_digest"]
 
 _FILE = Path(__file__).with_suffix(".yaml")
 _BEFORE, _AFTER = 6, 6  # tokens around a token in which a phrase is looked for
@@ -53,8 +53,8 @@ class _Rules:
         return {rule["class"] for rule in self.rules}
 
 
-def classify_by_rule(facts: Mapping[str, Any]) -> dict[str, str]:
-    """Reason and class of a feature.
+def classify_by_rules(facts: Mapping[str, Any]) -> str:
+    """Reason and class of a feature, as JSON.
 
     Args:
         facts: `classes`: names to choose from; `examples`: each with `tokens` and `marked`; `promoted`: tokens.
@@ -69,13 +69,17 @@ def classify_by_rule(facts: Mapping[str, Any]) -> dict[str, str]:
             f"{'Got' if wrong[0] in facts['classes'] else 'The prompts lack'} '{wrong[0]}'."
             f"{did_you_mean(wrong[0], rules.classes)} Ask a language model, or use the built-in prompts."
         )
+    kinds = {
+        "marked": [_kinds_in(rules.kinds, example) for example in facts["examples"]],
+        "promoted": [[_kind(rules.kinds, token) for token in facts["promoted"]]],
+    }
     for rule in rules.rules:
         if "of" not in rule:
-            return {"reason": "No kind of token stands out.", "class": rule["class"]}
-        share = _share(rules.kinds, rule, facts)
+            return json.dumps({"reason": "No kind of token stands out.", "class": rule["class"]})
+        share = _share(rule["kind"], [found[: rule.get("first")] for found in kinds[rule["of"]]])
         if share >= rule["least"]:
             reason = f"Of the {rule['of']} tokens {share:.0%} are of the kind {rule['kind']}."
-            return {"reason": reason, "class": rule["class"]}
+            return json.dumps({"reason": reason, "class": rule["class"]})
     raise AssertionError("the last rule always holds")
 
 
@@ -104,26 +108,21 @@ def _flat(words: Sequence[Any]) -> list[str]:
     return [str(word).lower() for entry in words for word in (entry if isinstance(entry, list) else [entry])]
 
 
-def _share(kinds: Sequence[_Kind], rule: Mapping[str, Any], facts: Mapping[str, Any]) -> float:
-    """How much of what the rule looks at is of its kind; 0 of nothing."""
-    if rule["of"] == "promoted":
-        looked_at = [Counter(_kind(kinds, token) for token in facts["promoted"][: rule["first"]])]
-    else:
-        looked_at = [_kinds_in(kinds, example) for example in facts["examples"]]
-    found = [counts[rule["kind"]] / counts.total() for counts in looked_at if counts]
-    return sum(found) / len(found) if found else 0.0
+def _share(kind: str, found: Sequence[Sequence[str | None]]) -> float:
+    """How much of the tokens is of a kind, the mean over what they were found in; 0 of nothing."""
+    shares = [kinds.count(kind) / len(kinds) for kinds in found if kinds]
+    return sum(shares) / len(shares) if shares else 0.0
 
 
-def _kinds_in(kinds: Sequence[_Kind], example: Mapping[str, Any]) -> Counter[str | None]:
+def _kinds_in(kinds: Sequence[_Kind], example: Mapping[str, Any]) -> list[str | None]:
     """Of an example's marked tokens."""
-    tokens = example["tokens"]
-    counts: Counter[str | None] = Counter()
+    tokens, found = example["tokens"], []
     for index, marked in enumerate(example["marked"]):
         if marked:
             before = "".join(tokens[max(0, index - _BEFORE) : index]).lower()
             after = "".join(tokens[index + 1 : index + 1 + _AFTER]).lower()
-            counts[_kind(kinds, tokens[index], before, after)] += 1
-    return counts
+            found.append(_kind(kinds, tokens[index], before, after))
+    return found
 
 
 def _kind(kinds: Sequence[_Kind], token: str, before: str = "", after: str = "") -> str | None:

@@ -90,10 +90,12 @@ def _whole_characters(
     store: FeatureStore, ids: Int32[np.ndarray, " n"], marked: Bool[np.ndarray, " n"]
 ) -> Bool[np.ndarray, " n"]:
     """A token that goes on with a character of the one before is marked if that is, and the other way round."""
-    goes_on = np.array([0x80 <= next(iter(store.vocabulary.bytes(token)), 0) < 0xC0 for token in ids.tolist()])
+    data, starts, ends = store.vocabulary.data, store.vocabulary.offsets[ids], store.vocabulary.offsets[ids + 1]
+    first_bytes = data[np.minimum(starts, len(data) - 1)]
+    goes_on = (ends > starts) & (first_bytes & 0xC0 == 0x80)
     goes_on[0] = False
-    starts = np.flatnonzero(~goes_on)
-    return np.logical_or.reduceat(marked, starts)[np.cumsum(~goes_on) - 1]
+    characters = np.flatnonzero(~goes_on)
+    return np.logical_or.reduceat(marked, characters)[np.cumsum(~goes_on) - 1]
 
 
 def _joined(store: FeatureStore, ids: Int32[np.ndarray, " n"]) -> str:

@@ -14,7 +14,7 @@ from tc_adapters_lens.judge.classify import answer_form
 from tc_adapters_lens.judge.prompt_files import load_prompts
 from tc_adapters_lens.judge.request import Request, parse
 from tc_adapters_lens.judge.rules import RulesJudge
-from tc_adapters_lens.judge.rules_classify import classify_by_rule
+from tc_adapters_lens.judge.rules_classify import classify_by_rules
 
 BAR = "\uff5c"  # of DeepSeek's special tokens
 CLASSES = [one.name for one in load_prompts("classify").classes]
@@ -34,6 +34,10 @@ def facts(texts: list[str], promoted: list[str] = NEUTRAL) -> dict[str, Any]:
         assert any(marked)
         examples.append({"tokens": tokens, "marked": marked, "peak": marked.index(True)})
     return {"classes": CLASSES, "examples": examples, "promoted": promoted, "inhibited": NEUTRAL}
+
+
+def answered(of: dict[str, Any]) -> dict[str, str]:
+    return json.loads(classify_by_rules(of))
 
 
 @pytest.mark.parametrize(
@@ -59,19 +63,19 @@ def facts(texts: list[str], promoted: list[str] = NEUTRAL) -> dict[str, Any]:
     ],
 )
 def test_tokens_decide(wanted, texts, promoted) -> None:
-    found = classify_by_rule(facts(texts, promoted))
+    found = answered(facts(texts, promoted))
     assert found["class"] == wanted, found
 
 
 def test_an_example_weighs_the_same_however_much_of_it_is_marked() -> None:
     # 5 numbers in one example are a third of the weight, 2 examples of words two thirds
-    found = classify_by_rule(facts(["{1 2 3 4 5}", "Kim has{ eggs}", "Ann has{ shells}"]))
+    found = answered(facts(["{1 2 3 4 5}", "Kim has{ eggs}", "Ann has{ shells}"]))
     assert found == {"reason": "Of the marked tokens 67% are of the kind word.", "class": "general language"}
 
 
 def test_a_phrase_counts_only_where_the_feature_fires() -> None:
-    assert classify_by_rule(facts(["let me see. Kim has{ eggs}"]))["class"] == "general language"
-    assert classify_by_rule(facts(["outlet me{ thought}"]))["class"] == "general language"  # whole words only
+    assert answered(facts(["let me see. Kim has{ eggs}"]))["class"] == "general language"
+    assert answered(facts(["outlet me{ thought}"]))["class"] == "general language"  # whole words only
 
 
 def test_the_judge_s_reply_has_the_form_asked_for() -> None:
@@ -91,7 +95,7 @@ def test_the_judge_s_reply_has_the_form_asked_for() -> None:
 def test_other_classes_are_refused() -> None:
     more = {**facts(["{ a} b"]), "classes": [*CLASSES, "domains"]}
     with pytest.raises(JudgeError, match=r"Got 'domains'\. Did you mean 'domain'\? Ask a language model") as caught:
-        classify_by_rule(more)
+        classify_by_rules(more)
     assert "\n" not in str(caught.value)
     with pytest.raises(JudgeError, match=r"The prompts lack 'uninterpretable'\."):
-        classify_by_rule({**more, "classes": CLASSES[:-1]})
+        classify_by_rules({**more, "classes": CLASSES[:-1]})
