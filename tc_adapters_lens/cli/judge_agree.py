@@ -24,7 +24,7 @@ often as chance would, given how often each of them gives each class."""
 def add_arguments(parser: Parser) -> None:
     for name, which in (("first", "one result of `judge classify`"), ("second", "another, of the same feature store")):
         parser.add_argument(name, type=str, metavar=f"{name.upper()}.json", help=which)
-    parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="replicates; 0: no intervals")
+    parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="replicates; 0: no interval of kappa")
     parser.add_argument("--seed", type=int, default=42, help="of the bootstrap")
     options.add_json(parser)
 

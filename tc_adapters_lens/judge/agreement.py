@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from tc_adapters_lens.errors import JudgeError
 from tc_adapters_lens.evaluation.bootstrap import MIN_SEQUENCES, Bootstrap, estimate, ratio
 from tc_adapters_lens.evaluation.estimate import Estimate
+from tc_adapters_lens.evaluation.shares import share
 
 __all__ = ["agreement", "kappa"]
 
@@ -26,12 +27,12 @@ def agreement(first: Mapping[str, Any], second: Mapping[str, Any], bootstrap: Bo
 
     Args:
         first, second: as `results.read_result` has them.
-        bootstrap: how intervals over features are made.
+        bootstrap: of the features, for kappa's intervals.
     Returns:
         n_first, n_second, n_common: features that each judged, and that both did.
         n_unparsable: of the common ones: without a class in the first, in the second, in either.
         n, agreement, kappa: features with a class in both; share of them with the same one; Cohen's kappa, None where
-            it is undefined because both always gave one and the same class. Intervals need 10 features.
+            it is undefined because both always gave one and the same class, without an interval below 10 features.
         classes, confusion: names, and counts `[first][second]`.
         layers: n, agreement and kappa of each layer that has 10 features or more.
     Raises:
@@ -90,8 +91,8 @@ def _resampled(counts: Int[np.ndarray, "n n"], bootstrap: Bootstrap, layer: int)
 def _measured(confusion: Float[np.ndarray, "n_rows n n"]) -> dict[str, Any]:
     n = int(confusion[0].sum())
     rows = confusion if n >= MIN_SEQUENCES else confusion[:1]
-    same = ratio(np.trace(rows, axis1=1, axis2=2), rows.sum(axis=(1, 2)))
-    return {"n": n, "agreement": _within_one(estimate(same)), "kappa": _within_one(estimate(kappa(rows)))}
+    same = share(int(np.trace(confusion[0])), n)
+    return {"n": n, "agreement": None if same is None else same.to_dict(), "kappa": _within_one(estimate(kappa(rows)))}
 
 
 def _within_one(found: Estimate | None) -> dict[str, float | None] | None:

@@ -24,6 +24,7 @@ STORE = {
     "adapters_fingerprint": "xxh3:0",
 }
 BOOTSTRAP = Bootstrap(1000, 1)
+Z2 = 1.959963984540054**2
 
 
 def result(classes: dict[tuple[int, int], str | None], names: str = "abc", **changes: Any) -> dict[str, Any]:
@@ -131,7 +132,7 @@ def test_layers_and_what_has_no_class() -> None:
 def test_kappa_of_one_class_is_undefined_and_few_features_have_no_interval() -> None:
     found = agreement(*two([[12]]), BOOTSTRAP)
     assert found["kappa"] is None
-    assert found["agreement"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert found["agreement"] == {"value": 1.0, "low": pytest.approx(1 / (1 + Z2 / 12)), "high": 1.0}  # Wilson's
     few = agreement(*two([[3, 1], [1, 4]]), BOOTSTRAP)
     assert few["kappa"] == {"value": pytest.approx(0.55), "low": None, "high": None}
     assert few["layers"] == []

@@ -51,6 +51,8 @@ def answered(of: dict[str, Any]) -> dict[str, str]:
         ("reasoning abstract", [f"<{BAR}Assistant{BAR}>{{<think>}}", "3{</think>} The"], NEUTRAL),
         ("general language", [f"{{<{BAR}Assistant{BAR}>}}<think>", f"{{<{BAR}User{BAR}>}} What"], NEUTRAL),
         ("domain", ["Next{ 37} +{ 3} is", "37{ +} 3", "print{(}x", "Is{ hydrogen} gas"], NEUTRAL),
+        ("domain", ["28 - 5{ is} 23", "= 22{ is} so"], NEUTRAL),
+        ("reasoning abstract", ["Wait, did I miss a step{?} No.", "But is it?{ Yes}, 4", "= 4{.} So"], NEUTRAL),
         ("general language", ["Kim has 3{ eggs}.", "{ Ann} has", "loses 3{ shells} a"], NEUTRAL),
         ("general language", ["has 3{,} loses 4{.} He", "so{ …} what"], NEUTRAL),
         (
