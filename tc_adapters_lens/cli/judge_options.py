@@ -50,7 +50,9 @@ def add_judge(parser: Parser) -> None:
         metavar="VARIABLE",
         help="name of the variable that holds the key; by default the file's, else OPENAI_API_KEY",
     )
-    parser.add_argument("--concurrency", type=int | None, metavar="N", help="requests at a time; default: 16")
+    parser.add_argument(
+        "--concurrency", type=int | None, metavar="N", help="requests at a time; by default the file's, else 16"
+    )
     parser.add_argument(
         "--repeat",
         type=int,

@@ -157,7 +157,7 @@ def _table(info: StoreInfo, layer: int, features: LayerFeatures, text: Text) -> 
 
 def _top_template(
     info: StoreInfo, features: LayerFeatures, template: Int[np.ndarray, " n_tokens"]
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
     """The template position of most of a feature's highest examples, and the share of them that is there."""
     there = features.top.positions >= 0
     feature, _ = there.nonzero()
@@ -165,7 +165,7 @@ def _top_template(
     np.add.at(counts, (feature, template[features.top.positions[there]]), 1)
     names = np.array(info.template, dtype=object)[counts.argmax(1)]
     names[~there.any(1)] = None
-    return {"top_template": names, "top_template_share": shares(counts, there.sum(1)).max(1)}
+    return {"top_template": pa.array(names, pa.string()), "top_template_share": shares(counts, there.sum(1)).max(1)}
 
 
 def _to_arrays(features: LayerFeatures) -> dict[str, np.ndarray]:

@@ -21,7 +21,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import yaml
@@ -35,10 +35,12 @@ __all__ = ["BASE_URL_VARIABLE", "MODEL_VARIABLE", "EndpointConfig", "Prices", "e
 BASE_URL_VARIABLE = "OPENAI_BASE_URL"
 MODEL_VARIABLE = "TC_ADAPTERS_JUDGE_MODEL"
 
-_STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+_STRICT = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")
 _OWN_PARAMS = ("model", "messages", "response_format", "stream", "n")
 """Of a request, what `params` may not say."""
 _LIMITS = ("max_completion_tokens", "max_tokens")
+
+_Section = TypeVar("_Section")
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -123,16 +125,23 @@ def endpoint_config(
             "The judge's api_key_env must be the name of an environment variable, in capitals. Got something else; "
             "if that is a key, put it into a variable, and name the variable."
         )
-    try:
-        config = EndpointConfig(**values)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"]))
-        rule = first["msg"][0].lower() + first["msg"][1:]
-        raise ConfigError(f"The judge's {key} is not right: {rule}. Got {first['input']!r}.") from None
+    if isinstance(values.get("prices"), dict):
+        values["prices"] = _built(Prices, values["prices"], "prices.")
+    config = _built(EndpointConfig, values)
     _check_base_url(config.base_url)
     _check_params(config.params)
     return config
+
+
+def _built(section: type[_Section], values: Mapping[str, Any], inside: str = "") -> _Section:
+    """Raises ConfigError: a value is not what it must be, or there is none or one too many."""
+    try:
+        return section(**{str(key): value for key, value in values.items()})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = inside + ".".join(map(str, first["loc"]))
+        rule = first["msg"][0].lower() + first["msg"][1:]
+        raise ConfigError(f"The judge's {key} is not right: {rule}. Got {first['input']!r}.") from None
 
 
 def _read(path: Path, known: list[str]) -> dict[str, Any]:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from tc_adapters_lens.errors import RunError
 from tc_adapters_lens.evaluation.record import FORMAT, FORMAT_VERSION
+from tc_adapters_lens.report.checks import (
+    WrongValue,
+    fields,
+    is_estimate,
+    is_number,
+    is_object,
+    is_text,
+    is_whole,
+    list_of,
+    one_of,
+    optional,
+    record,
+)
 
 POSITIONS = ("response", "all")
-
-_Check = Callable[[Any, str], None]
-
-
-class _Wrong(Exception):
-    """Where a value breaks which rule."""
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
@@ -42,147 +47,80 @@ def read_evaluation(path: Path) -> dict[str, Any]:
         )
     try:
         _evaluation(found)
-    except _Wrong as wrong:
+    except WrongValue as wrong:
         raise RunError(f"{path}: {wrong}. {again}.") from wrong
     return found
 
 
 def _evaluation(found: dict[str, Any]) -> None:
-    _fields(
+    fields(
         found,
         "",
         {
-            **dict.fromkeys(("n_tokens", "n_sequences", "n_layers", "n_features"), _whole),
-            **dict.fromkeys(("replicates", "seed", "partial_sequences"), _number),
-            **dict.fromkeys(("tokens", "tokens_fingerprint", "adapters"), _text),
-            **dict.fromkeys(("nmse", "l0", "l1", "dead"), _estimate),
+            **dict.fromkeys(("n_tokens", "n_sequences", "n_layers", "n_features"), is_whole),
+            **dict.fromkeys(("replicates", "seed", "partial_sequences"), is_number),
+            **dict.fromkeys(("tokens", "tokens_fingerprint", "adapters"), is_text),
+            **dict.fromkeys(("nmse", "l0", "l1", "dead"), is_estimate),
             "recipe": _recipe,
-            "versions": _object,
-            "positions": _one_of(*POSITIONS),
-            "pair": _record(
-                **dict.fromkeys(("base_name", "target_name", "base_fingerprint", "target_fingerprint"), _text)
+            "versions": is_object,
+            "positions": one_of(*POSITIONS),
+            "pair": record(
+                **dict.fromkeys(("base_name", "target_name", "base_fingerprint", "target_fingerprint"), is_text)
             ),
-            "target": _record(cross_entropy=_optional(_estimate), sure_share=_estimate, entropy=_estimate),
-            "models": _object,
-            "skyline_sweep": _list(_record(lr=_number, kl=_estimate, top1_error=_estimate)),
+            "target": record(cross_entropy=optional(is_estimate), sure_share=is_estimate, entropy=is_estimate),
+            "models": is_object,
+            "skyline_sweep": list_of(record(lr=is_number, kl=is_estimate, top1_error=is_estimate)),
         },
     )
     n = found["n_layers"]
-    layers = _list(_estimate, n)
-    partial = _optional(
-        _record(first=_list(_estimate, n + 1), last=_list(_estimate, n + 1), single=_list(_estimate, n))
+    layers = list_of(is_estimate, n)
+    partial = optional(
+        record(first=list_of(is_estimate, n + 1), last=list_of(is_estimate, n + 1), single=list_of(is_estimate, n))
     )
-    _fields(
+    fields(
         found,
         "",
         {
             **dict.fromkeys(("nmse_per_layer", "l0_per_layer", "dead_per_layer"), layers),
             "partial_kl": partial,
-            "frequency": _record(edges=_list(_number)),
-            "no_bridging": _optional(_record(l0=_estimate, nmse=_estimate, nmse_per_layer=layers, partial_kl=partial)),
-            "account": _optional(_account),
+            "frequency": record(edges=list_of(is_number)),
+            "no_bridging": optional(
+                record(l0=is_estimate, nmse=is_estimate, nmse_per_layer=layers, partial_kl=partial)
+            ),
+            "account": optional(_account),
         },
     )
     frequency = found["frequency"]
     edges = frequency["edges"]
     if any(after <= before for before, after in pairwise(edges)):
-        raise _Wrong("frequency.edges must increase")
-    _record(per_layer=_list(_list(_estimate, len(edges) - 1), n))(frequency, "frequency")
+        raise WrongValue("frequency.edges must increase")
+    record(per_layer=list_of(list_of(is_estimate, len(edges) - 1), n))(frequency, "frequency")
     for name in {"hybrid", "replacement", *found["models"]}:
-        _fields(found["models"], "models", {name: _agreement})
+        fields(found["models"], "models", {name: _agreement})
 
 
 def _recipe(value: Any, where: str) -> None:
-    _object(value, where)
+    is_object(value, where)
     if value.get("config"):
-        _record(config=_record(objective=_record(l1_coefficient=_number, bridging_weight=_number)))(value, where)
+        record(config=record(objective=record(l1_coefficient=is_number, bridging_weight=is_number)))(value, where)
 
 
 def _agreement(value: Any, where: str) -> None:
-    measured = {"kl": _estimate, "top1_error": _estimate}
-    optional = _optional(_record(**measured))
-    losses = dict.fromkeys(("cross_entropy", "loss_recovered"), _optional(_estimate))
-    _record(**measured, unsure=optional, sure=optional, **losses)(value, where)
+    measured = {"kl": is_estimate, "top1_error": is_estimate}
+    part = optional(record(**measured))
+    losses = dict.fromkeys(("cross_entropy", "loss_recovered"), optional(is_estimate))
+    record(**measured, unsure=part, sure=part, **losses)(value, where)
 
 
 def _account(value: Any, where: str) -> None:
-    kl, step = _record(kl=_estimate), _record(kl=_estimate, recovered=_estimate)
-    _record(parts=_list(_text))(value, where)
+    kl, step = record(kl=is_estimate), record(kl=is_estimate, recovered=is_estimate)
+    record(parts=list_of(is_text))(value, where)
     parts = value["parts"]
-    added = _list(_record(added=_one_of(*parts), kl=_estimate, recovered=_estimate), len(parts))
-    _record(
-        alone=_record(**dict.fromkeys(parts, step)),
-        without=_record(**dict.fromkeys(parts, kl)),
+    added = list_of(record(added=one_of(*parts), kl=is_estimate, recovered=is_estimate), len(parts))
+    record(
+        alone=record(**dict.fromkeys(parts, step)),
+        without=record(**dict.fromkeys(parts, kl)),
         cumulative=added,
         mlps_last=added,
-        adapters=_record(recovered=_estimate, left=_estimate),
+        adapters=record(recovered=is_estimate, left=is_estimate),
     )(value, where)
-
-
-def _fields(value: dict[str, Any], where: str, checks: dict[str, _Check]) -> None:
-    for name, check in checks.items():
-        inside = f"{where}.{name}" if where else name
-        if name not in value:
-            raise _Wrong(f"{inside} is missing")
-        check(value[name], inside)
-
-
-def _record(**checks: _Check) -> _Check:
-    def check(value: Any, where: str) -> None:
-        _object(value, where)
-        _fields(value, where, checks)
-
-    return check
-
-
-def _list(item: _Check, length: int | None = None) -> _Check:
-    def check(value: Any, where: str) -> None:
-        if not isinstance(value, list):
-            raise _Wrong(f"{where} must be a list. Got {_short(value)}")
-        if length is not None and len(value) != length:
-            raise _Wrong(f"{where} must have {length} entries. Got {len(value)}")
-        for i, one in enumerate(value):
-            item(one, f"{where}[{i}]")
-
-    return check
-
-
-def _optional(check: _Check) -> _Check:
-    return lambda value, where: None if value is None else check(value, where)
-
-
-def _one_of(*words: str) -> _Check:
-    def check(value: Any, where: str) -> None:
-        if value not in words:
-            raise _Wrong(f"{where} must be one of {', '.join(words)}. Got {_short(value)}")
-
-    return check
-
-
-def _object(value: Any, where: str) -> None:
-    if not isinstance(value, dict):
-        raise _Wrong(f"{where} must be an object. Got {_short(value)}")
-
-
-def _text(value: Any, where: str) -> None:
-    if not isinstance(value, str):
-        raise _Wrong(f"{where} must be text. Got {_short(value)}")
-
-
-def _number(value: Any, where: str) -> None:
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise _Wrong(f"{where} must be a finite number. Got {_short(value)}")
-
-
-def _whole(value: Any, where: str) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise _Wrong(f"{where} must be a whole number of at least 1. Got {_short(value)}")
-
-
-def _estimate(value: Any, where: str) -> None:
-    _record(value=_number, low=_optional(_number), high=_optional(_number))(value, where)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."

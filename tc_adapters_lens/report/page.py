@@ -13,10 +13,14 @@ from tc_adapters_lens.errors import ConfigError
 from tc_adapters_lens.evaluation.estimate import Estimate
 from tc_adapters_lens.models.atomic import atomic_file, write_json
 from tc_adapters_lens.report.expectations import OUTCOMES, Expectation, expectations
+from tc_adapters_lens.report.meaning_expectations import meaning_expectations
 from tc_adapters_lens.report.numbers import number, percent
 from tc_adapters_lens.report.plots import Section
 from tc_adapters_lens.report.plots_account import account
+from tc_adapters_lens.report.plots_classes import classes, classes_by_layer
+from tc_adapters_lens.report.plots_detection import detection
 from tc_adapters_lens.report.plots_layers import bridging, nmse, partial_replacement
+from tc_adapters_lens.report.plots_overlap import overlap
 from tc_adapters_lens.report.plots_pareto import pareto
 from tc_adapters_lens.report.plots_sparsity import sparsity
 from tc_adapters_lens.report.plots_training import training
@@ -27,6 +31,8 @@ from tc_adapters_lens.templates import templates
 
 FORMAT, FORMAT_VERSION = "tc_adapters_lens.report", 1
 SECTIONS = (pareto, nmse, partial_replacement, bridging, sparsity, training, account)
+MEANING = (classes, classes_by_layer, detection, overlap)
+"""Sections that are left out where no run has their results."""
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -38,10 +44,11 @@ def write_report(runs: Sequence[str | Path], out: str | Path, title: str | None 
         out: the page, NAME.html; the JSON is NAME.json.
         title: heading; by default it names the pair.
     Returns:
-        What the JSON holds: models, expectations, every run's evaluation.
+        What the JSON holds: models, expectations, every run's evaluation, and what its features were found to mean.
     Raises:
         ConfigError: no run, one named twice, or `out` is not an HTML file's name.
         RunError: a run that cannot be used, or not beside the others.
+        JudgeError: a judge's result is not what its file's name says.
         AdapterLensError: a file cannot be written.
     """
     out = Path(out).expanduser()
@@ -50,7 +57,7 @@ def write_report(runs: Sequence[str | Path], out: str | Path, title: str | None 
     read = read_runs(runs)
     pair = read.first["pair"]
     title = title or f"How faithful are the adapters from {pair['base_name']} to {pair['target_name']}?"
-    rows, expected = model_rows(read), expectations(read.evaluations)
+    rows, expected = model_rows(read), (*expectations(read.evaluations), *meaning_expectations(read))
     result = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -58,7 +65,15 @@ def write_report(runs: Sequence[str | Path], out: str | Path, title: str | None 
         **{key: read.first[key] for key in ("pair", "tokens", "tokens_fingerprint", "positions", "n_tokens")},
         "models": [row.to_dict() for row in rows],
         "expectations": [expectation.to_dict() for expectation in expected],
-        "runs": [{"label": run.label, "path": str(run.path), "evaluation": run.evaluation} for run in read.ordered],
+        "runs": [
+            {
+                "label": run.label,
+                "path": str(run.path),
+                "evaluation": run.evaluation,
+                "results": {result.name: result.to_dict() for result in run.results},
+            }
+            for run in read.ordered
+        ],
     }
     page = _render(read, title, rows, expected)
     with atomic_file(out) as file:
@@ -97,7 +112,8 @@ def _ends(write: Callable[[float], str], estimates: Sequence[Estimate]) -> str:
 
 def _render(runs: Runs, title: str, rows: Sequence[Row], expected: Sequence[Expectation]) -> str:
     page = templates(_TEMPLATES).get_template("report.html")
-    sections = [make(runs) for make in SECTIONS]
+    made = (make(runs) for make in (*SECTIONS, *MEANING))
+    sections = [section for section in made if section is not None]
     outcomes = [expectation.outcome for expectation in expected]
     return page.render(
         title=title,

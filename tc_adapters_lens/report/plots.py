@@ -47,11 +47,24 @@ class Key:
 
 
 @dataclass(frozen=True)
+class Table:
+    """Figures in words, one column per head.
+
+    rows: name of a row, then each column's text and what stands under it in small letters.
+    """
+
+    caption: str
+    heads: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[tuple[str, str]]]]
+
+
+@dataclass(frozen=True)
 class Section:
-    """A heading, a few sentences and plots.
+    """A heading, a few sentences, plots and a table.
 
     text: what one sees and how it was measured.
     choices: names of which the reader picks one; the first is shown to begin with.
+    choose: what one of the choices is called.
     """
 
     id: str
@@ -61,6 +74,8 @@ class Section:
     keys: Sequence[Key] = ()
     choices: Sequence[str] = ()
     columns: int = 2
+    choose: str = "Run"
+    table: Table | None = None
 
 
 def label(text: str) -> str:

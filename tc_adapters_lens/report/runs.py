@@ -18,6 +18,7 @@ from tc_adapters_lens.evaluation.estimate import Estimate
 from tc_adapters_lens.evaluation.record import EVALUATION_FILE
 from tc_adapters_lens.report.evaluation_file import read_evaluation
 from tc_adapters_lens.report.groups import Ablation, Group, ablations, config_of, sparsity_groups
+from tc_adapters_lens.report.meaning import Result, ResultKind, read_results
 
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
 
@@ -30,6 +31,7 @@ class Run:
     evaluation: evaluation.json.
     recipe: text of config.yaml, or the recipe in evaluation.json; "" where there is neither.
     metrics: rows of metrics.jsonl, in order of tokens.
+    results: what was judged and measured of its features.
     """
 
     path: Path
@@ -37,6 +39,7 @@ class Run:
     evaluation: dict[str, Any]
     recipe: str
     metrics: tuple[dict[str, Any], ...]
+    results: tuple[Result, ...] = ()
 
     @property
     def config(self) -> dict[str, Any]:
@@ -74,6 +77,10 @@ class Runs:
         """What was measured with and without bridging."""
         return ablations(self.evaluations)
 
+    def results(self, kind: ResultKind) -> tuple[Result, ...]:
+        """All runs' results of a kind, from sparse to dense."""
+        return tuple(result for run in self.ordered for result in run.results if result.kind == kind)
+
     @property
     def first(self) -> dict[str, Any]:
         """An evaluation, for what all of them share: pair, tokens, target."""
@@ -85,7 +92,9 @@ def read_runs(paths: Sequence[str | Path]) -> Runs:
 
     Raises:
         ConfigError: none named, or one twice.
-        RunError: not a run of adapters, not evaluated, unreadable, or of another pair or other tokens than the first.
+        RunError: not a run of adapters, not evaluated, unreadable, or of another pair or other tokens than the first;
+            or a result of its features is of other adapters.
+        JudgeError: a judge's result is not what its file's name says.
     """
     if not paths:
         raise ConfigError("At least one run must be named. Got none. Add its directory: `tc-adapters report RUN`.")
@@ -117,7 +126,7 @@ def _read(path: Path, label: str) -> Run:
     evaluation = read_evaluation(path / EVALUATION_FILE)
     if not recipe and config_of(evaluation):
         recipe = yaml.safe_dump(config_of(evaluation), sort_keys=False)
-    return Run(path, label, evaluation, recipe, _read_metrics(path / METRICS))
+    return Run(path, label, evaluation, recipe, _read_metrics(path / METRICS), read_results(path, label, evaluation))
 
 
 def _trained(recipe: str) -> str:

@@ -36,7 +36,14 @@ from tc_adapters_lens.serve.run_files import (
     require_own_adapters,
     served_file,
 )
-from tc_adapters_lens.serve.table import BINS_PER_DECADE, DECADES, TOP_SHARE, TOP_TEMPLATE, Table, bin_counts
+from tc_adapters_lens.serve.table import (
+    BINS_PER_DECADE,
+    DECADES,
+    TOP_SHARE,
+    TOP_TEMPLATE,
+    Table,
+    bin_counts,
+)
 
 STATIC = Path(__file__).resolve().parent / "static"
 LIT = "lit-html"
@@ -143,7 +150,7 @@ class Site:
 
     def _query(self, request: Request, opened: OpenStore) -> Query:
         table = opened.table
-        return parse_query(request.query_params.multi_items(), table.numeric, table.shares)
+        return parse_query(request.query_params.multi_items(), table.numeric, table.shares, table.scores)
 
 
 def make_app(site: Site, hosts: tuple[str, ...] = LOOPBACK) -> Starlette:
@@ -240,6 +247,8 @@ def store_json(opened: OpenStore) -> dict[str, Any]:
         "pair": dict(info.pair),
         "shares": [[name, expected(info).get(name)] for name in table.shares],
         "numeric": list(table.numeric),
+        "scores": table.scores,
+        "described": bool(table.descriptions),
         "classes": table.classes,
         "histogram": {"first": DECADES[0], "per_decade": BINS_PER_DECADE, "counts": bin_counts(table.bins)},
     }
@@ -266,14 +275,14 @@ def place(rows: np.ndarray, row: int, n_features: int) -> dict[str, Any] | None:
 
 
 def listed(table: Table, query: Query) -> list[str]:
-    """Columns of the list: template positions are many, so only those that the query names."""
+    """Columns of the list: labels before shares; template positions are many, so only those that the query names."""
     named = {query.sort, *dict(query.shares)}
     shares = [name for name in table.shares if name in named or not name.startswith(("template:", TOP_SHARE))]
-    first, others = [], []
-    for name in table.labels:
-        if name != TOP_TEMPLATE or TOP_SHARE in named:
-            (first if name == "class" else others).append(name)
-    return [*LISTED, *first, *shares, *others]
+    template = [TOP_TEMPLATE] if TOP_TEMPLATE in table.texts and TOP_SHARE in named else []
+    texts = [name for name in table.labels if name not in table.scores and name != TOP_TEMPLATE]
+    first = ["class"] if "class" in texts else []
+    others = sorted((name for name in texts if name not in first), key=lambda name: name not in table.descriptions)
+    return [*LISTED, *first, *table.scores, *others, *shares, *template]
 
 
 def _file(path: Path | None) -> Response:

@@ -22,10 +22,13 @@ class Query:
     layers: (first, last) pairs, both included; empty for all.
     min_frequency, max_frequency: share of positions at which a feature is active, both included.
     shares: (column, least share) pairs, all of which must hold.
+    labels: (column, least, most) of numeric labels, both included, all of which must hold; none holds of a feature
+        without that label.
     classes: a feature's class must be one of these; empty for any.
+    description: substring of one of a feature's descriptions.
     promoted: substring of one of the first `promoted_n` promoted tokens.
     text: substring of the text of one of a feature's examples.
-    match_case: whether `promoted` and `text` tell A from a.
+    match_case: whether `promoted`, `description` and `text` tell A from a.
     dead: also features that were never active.
     sort: column to sort by.
     descending: the largest first. Missing values come last either way, ties in the order of rows.
@@ -35,7 +38,9 @@ class Query:
     min_frequency: float = 0.0
     max_frequency: float = math.inf
     shares: tuple[tuple[str, float], ...] = ()
+    labels: tuple[tuple[str, float, float], ...] = ()
     classes: tuple[str, ...] = ()
+    description: str = ""
     promoted: str = ""
     promoted_n: int = 20
     text: str = ""
@@ -45,13 +50,19 @@ class Query:
     descending: bool = True
 
 
-def parse_query(items: Sequence[tuple[str, str]], sortable: Collection[str], shares: Collection[str]) -> Query:
+def parse_query(
+    items: Sequence[tuple[str, str]],
+    sortable: Collection[str],
+    shares: Collection[str],
+    labels: Collection[str] = (),
+) -> Query:
     """The query that an address asks for.
 
     Args:
         items: (name, value) pairs of the address, decoded; unknown names are others' business.
         sortable: columns that can be sorted by.
         shares: columns that `share` may name.
+        labels: columns that `label` may name.
     Raises:
         ConfigError: a value is not what it must be.
     """
@@ -65,7 +76,7 @@ def parse_query(items: Sequence[tuple[str, str]], sortable: Collection[str], sha
     sort = last("sort") or DEFAULT_SORT
     column = sort.removeprefix("-")
     _check(column, sortable, "sort")
-    for name in ("promoted", "text"):
+    for name in ("promoted", "description", "text"):
         if len(last(name)) > MAX_TEXT:
             raise ConfigError(f"{name} must have at most {MAX_TEXT} characters. Got {len(last(name))}.")
     return Query(
@@ -73,7 +84,9 @@ def parse_query(items: Sequence[tuple[str, str]], sortable: Collection[str], sha
         min_frequency=_number("min_frequency", last("min_frequency") or "0"),
         max_frequency=_number("max_frequency", last("max_frequency") or "inf"),
         shares=tuple(_share(text, shares) for text in given.get("share", [])),
+        labels=tuple(_label(text, labels) for text in given.get("label", [])),
         classes=tuple(given.get("class", [])),
+        description=last("description"),
         promoted=last("promoted"),
         promoted_n=whole("promoted_n", last("promoted_n") or "20", 1, 20),
         text=last("text"),
@@ -121,6 +134,26 @@ def _share(text: str, columns: Collection[str]) -> tuple[str, float]:
     return column, _number("share", least)
 
 
+def _label(text: str, columns: Collection[str]) -> tuple[str, float, float]:
+    """COLUMN,LEAST,MOST, either of which may be empty."""
+    column, *bounds = text.rsplit(",", 2)
+    _check(column, columns, "label")
+    if len(bounds) != 2:
+        raise ConfigError(f"label must be like {column},0.5,1, where 0.5 or 1 may be left out. Got {text!r}.")
+    return column, _bound(text, bounds[0], -math.inf), _bound(text, bounds[1], math.inf)
+
+
+def _bound(label: str, text: str, without: float) -> float:
+    try:
+        value = float(text) if text.strip() else without
+    except ValueError:
+        value = math.nan
+    if math.isnan(value):
+        raise ConfigError(f"label must have numbers as bounds. Got {label!r}.")
+    return value
+
+
 def _check(name: str, known: Collection[str], what: str) -> None:
     if name not in known:
-        raise ConfigError(f"{what} must name one of {', '.join(known)}. Got {name!r}.{did_you_mean(name, known)}")
+        there = f"must name one of {', '.join(known)}" if known else "names a column, of which there is none here"
+        raise ConfigError(f"{what} {there}. Got {name!r}.{did_you_mean(name, known)}")

@@ -16,6 +16,7 @@ from tc_adapters_lens.serve.query import Query
 
 FIXED = ("layer", "feature", "n_active", "frequency", "mean", "max")
 TOP_TEMPLATE, TOP_SHARE = "top_template", "top_template_share"
+DESCRIPTION = "description"
 _TOKENS = ("promoted", "inhibited")
 KEPT_QUERIES = 16
 DECADES = (-8, 0)  # of the histogram of frequencies
@@ -33,6 +34,8 @@ class Table:
     shares: the numeric columns that are shares of a feature's active positions.
     promoted: int32 [n_rows n_promoted], ids, strongest first.
     labels: columns that were added to the store later.
+    scores: the numeric ones of them.
+    descriptions: the columns of descriptions, `description` and `description_NAME`.
     classes: values of the label `class`, where there is one.
     """
 
@@ -50,6 +53,8 @@ class Table:
         """
         self.numeric, self.texts, self.shares, self.promoted = numeric, texts, tuple(shares), promoted
         self.labels = [name for name in (*numeric, *texts) if name not in (*FIXED, *shares)]
+        self.scores = [name for name in self.labels if name in numeric]
+        self.descriptions = [name for name in texts if name.split("_")[0] == DESCRIPTION]
         self.classes = sorted({name for name in texts.get("class", ()) if name is not None})
         self.bins = frequency_bins(numeric["frequency"])
         self._token_texts = token_texts
@@ -113,6 +118,10 @@ class Table:
             passed &= np.logical_or.reduce([(layer >= first) & (layer <= last) for first, last in query.layers])
         for name, least in query.shares:
             passed &= self.numeric[name] >= least  # never true of NaN
+        for name, least, most in query.labels:
+            passed &= (self.numeric[name] >= least) & (self.numeric[name] <= most)
+        if query.description:
+            passed &= self._describes(query.description, query.match_case)
         if query.classes:
             passed &= np.isin(self.texts["class"], query.classes) if "class" in self.texts else False
         if query.promoted:
@@ -140,6 +149,15 @@ class Table:
             order = np.argsort(-values if descending else values, kind="stable")  # NaN last, either way
             self._orders[key] = order.astype(np.int32)
         return self._orders[key]
+
+    def _describes(self, part: str, match_case: bool) -> np.ndarray:
+        fold: Callable[[str], str] = str if match_case else lower
+        part, found = fold(part), np.zeros(len(self), dtype=bool)
+        for name in self.descriptions:
+            found |= np.fromiter(
+                (text is not None and part in fold(text) for text in self.texts[name]), bool, len(self)
+            )
+        return found
 
     def _promotes(self, part: str, n_first: int, match_case: bool) -> np.ndarray:
         part, texts = (part, self._token_texts) if match_case else (lower(part), self._lowered_texts)

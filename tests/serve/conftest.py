@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,8 +38,12 @@ def run(tmp_path_factory) -> Path:
         "layer": np.repeat(np.arange(N_LAYERS), N_FEATURES),
         "feature": np.tile(np.arange(N_FEATURES), N_LAYERS),
         "class": [["output", "domain", None][row % 3] for row in range(n)],
-        "description": ["opens a <b>second</b> thought"] * n,
+        "description": [HOSTILE[row % 10] if row % 7 == 0 else "opens a <b>second</b> thought" for row in range(n)],
         "detection": np.linspace(0, 1, n),
+        "score_top": [row % 11 / 10 if row % 4 else math.nan for row in range(n)],
+        "score_top_mine": [0.25] * n,
+        "overlap_target": np.linspace(1, 0, n),
+        "description_mine": ["<i>mine</i>"] * n,
     }
     store.add_labels("judge", pd.DataFrame(labels))
     neurons = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shutil
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -31,13 +32,16 @@ def test_info_names_stores_and_filters(app, store):
     of = info["store"]
     assert (of["n_layers"], of["n_features"]) == (N_LAYERS, N_FEATURES)
     assert of["classes"] == ["domain", "output"]
-    assert "detection" in of["numeric"]
+    assert of["scores"] == ["detection", "score_top", "score_top_mine", "overlap_target"]
+    assert set(of["scores"]) < set(of["numeric"])
+    assert of["described"]
     shares = dict(of["shares"])
     assert list(shares)[:4] == ["region:prompt", "region:think", "region:answer", "domain:code"]
     assert shares["region:think"] == pytest.approx(store.info.region_tokens[1] / store.info.n_counted)
     alive = store.column("n_active") > 0
     assert sum(of["histogram"]["counts"]) == alive.sum()
-    assert request(app, "/api/info?store=features-target").json["store"]["classes"] == []
+    neurons = request(app, "/api/info?store=features-target").json["store"]
+    assert (neurons["classes"], neurons["scores"], neurons["described"]) == ([], [], False)
 
 
 def test_the_list_is_sorted_filtered_and_cut_into_pages(app, store):
@@ -54,6 +58,30 @@ def test_the_list_is_sorted_filtered_and_cut_into_pages(app, store):
     assert rows[0][-1] == [token.text for token in best.promoted[:10]]
     assert "template:<think>" not in first["columns"]
     assert "template:<think>" in request(app, "/api/table?sort=template:%3Cthink%3E").json["columns"]
+
+
+def test_labels_are_listed_sorted_and_filtered(app, store):
+    frame = store.frame()
+    alive = frame[frame["n_active"] > 0]
+    answer = request(app, "/api/table?label=score_top,0.8,&sort=score_top").json
+    wanted = alive[alive["score_top"] >= 0.8].sort_values("score_top", kind="stable")
+    assert [row[:2] for row in answer["rows"]] == wanted[["layer", "feature"]].to_numpy().tolist()[:200]
+    assert answer["total"] == len(wanted) > 0
+    columns = answer["columns"]
+    assert columns[5:10] == ["class", "detection", "score_top", "score_top_mine", "overlap_target"]
+    assert columns[10:13] == ["description", "description_mine", "region:prompt"]
+    both = request(app, "/api/table?label=score_top,0.3,0.6&label=overlap_target,,0.5").json
+    kept = alive[alive["score_top"].between(0.3, 0.6) & (alive["overlap_target"] <= 0.5)]
+    assert both["total"] == len(kept) > 0
+    known = request(app, "/api/table?label=score_top,,").json
+    assert known["total"] == alive["score_top"].notna().sum() < len(alive)
+    said = (alive["description"] + "\n" + alive["description_mine"]).str.lower()
+    for text in ("SECOND", "mine</i"):
+        wanted = said.str.contains(text.lower(), regex=False).sum()
+        assert request(app, f"/api/table?description={quote(text)}").json["total"] == wanted > 0
+    assert request(app, "/api/table?description=SECOND&case=1").json["total"] == 0
+    refused = request(app, "/api/table?store=features-target&label=score_top,0,")
+    assert (refused.status, "none here" in refused.json["error"]) == (400, True)
 
 
 def test_features_of_one_template_position_are_found(app, store):

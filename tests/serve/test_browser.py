@@ -103,6 +103,52 @@ def test_dead_features_classes_and_clearing(page):
     expect(page.locator(".count b")).to_have_text(f"{everything}")
 
 
+def test_labels_are_filters_of_their_own(page, address):
+    everything = total(page)
+    page.select_option("#f-label", "score_top")
+    lists(page, 2)
+    expect(page).to_have_url(f"{address}/?label=score_top,,")
+    known = total(page)
+    assert 0 < known < everything
+    page.get_by_label("detection, highest examples, from").fill("0.8")
+    lists(page, 3)
+    expect(page).to_have_url(f"{address}/?label=score_top,0.8,")
+    assert 0 < total(page) < known
+    page.get_by_label("detection, highest examples, to").fill("0.95")
+    lists(page, 4)
+    column = page.locator("thead th").all_inner_texts().index("detection\nhighest")
+    shown = page.locator(f"tr[id^=row-] td:nth-child({column + 1})").all_inner_texts()
+    assert {float(text) for text in shown} == {0.8, 0.9}
+    page.fill("#f-description", "SECOND")
+    lists(page, 5)
+    assert 0 < total(page) < len(shown)
+    column = page.locator("thead th").all_inner_texts().index("Description")
+    told = page.locator(f"tr[id^=row-] td:nth-child({column + 1})").all_inner_texts()
+    assert set(told) == {"opens a <b>second</b> thought"}
+    page.go_back()
+    expect(page.locator("#f-description")).to_have_value("")
+    page.get_by_role("button", name="Remove the filter on detection, highest examples").click()
+    expect(page.locator(".count b")).to_have_text(f"{everything}")
+    page.get_by_role("button", name=re.compile("^detection *highest$")).click()
+    expect(page).to_have_url(f"{address}/?sort=-score_top")
+
+
+def test_hostile_descriptions_are_text(page, address):
+    page.goto(f"{address}/?dead=1&sort=feature&layers=0&description=window.hacked")
+    page.wait_for_selector("td.feature")
+    cells = page.locator("td.label bdi")
+    assert {HOSTILE[0], HOSTILE[1]} <= set(cells.all_text_contents())
+    titles = {cell.get_attribute("title") for cell in cells.all()}
+    assert HOSTILE[0] in titles, "the whole of what may be cut off"
+    page.locator("#row-0").click()
+    expect(page.locator("p.description").first).to_have_text(re.compile("window.hacked"))
+    expect(page.locator("p.description").nth(1)).to_have_text("mine: <i>mine</i>")
+    assert page.locator(".panel header :is(script, img, b, i)").count() == 0
+    figures = page.locator("dl.figures").inner_text()
+    assert re.search(r"overlap, target\s+[01]\.\d\d", figures, re.IGNORECASE)
+    assert re.search(r"detection, highest examples, mine\s+0\.25", figures, re.IGNORECASE)
+
+
 def test_headings_sort_either_way(page):
     heading = page.locator("thead th", has_text="Max")
     for direction, ordered in (("descending", lambda v: sorted(v, reverse=True)), ("ascending", sorted)):

@@ -31,32 +31,39 @@ def table(seed: int = 0) -> Table:
         "score": np.where(rng.random(N) < 0.5, rng.random(N), np.nan),
     }
     classes = np.array([["output", "input", None][index % 3] for index in range(N)], dtype=object)
+    described = np.array([[" Waits", "İ <b>wait</b>", None, "the"][index % 4] for index in range(N)], dtype=object)
+    again = np.array(["awaits" if index == 7 else None for index in range(N)], dtype=object)
     promoted = rng.integers(0, len(TEXTS), (N, 20)).astype(np.int32)
-    return Table(numeric, {"class": classes}, ["domain:math"], promoted, TEXTS)
+    texts = {"class": classes, "description": described, "description_again": again}
+    return Table(numeric, texts, ["domain:math"], promoted, TEXTS)
 
 
 def never(text: str, match_case: bool) -> np.ndarray:
     raise AssertionError("there is no text to search for")
 
 
-def naive(table: Table, query: Query) -> list[int]:
+def naive(of: Table, query: Query) -> list[int]:
     """Rows by the words of Query's documentation, one after another."""
     kept = []
     for row in range(N):
-        column = {name: values[row].item() for name, values in table.numeric.items()}
-        texts = [TEXTS[token] for token in table.promoted[row, : query.promoted_n]]
+        column = {name: values[row].item() for name, values in of.numeric.items()}
+        texts = [TEXTS[token] for token in of.promoted[row, : query.promoted_n]]
         part = query.promoted if query.match_case else lower(query.promoted)
+        said = [of.texts[name][row] or "" for name in ("description", "description_again")]
+        sought = query.description if query.match_case else lower(query.description)
         passes = [
+            all(least <= column[name] <= most for name, least, most in query.labels),
+            not sought or any(sought in (text if query.match_case else lower(text)) for text in said),
             query.dead or column["n_active"] > 0,
             query.min_frequency <= column["frequency"] <= query.max_frequency,
             not query.layers or any(first <= column["layer"] <= last for first, last in query.layers),
             all(column[name] >= least for name, least in query.shares),
-            not query.classes or table.texts["class"][row] in query.classes,
+            not query.classes or of.texts["class"][row] in query.classes,
             not part or any(part in (text if query.match_case else lower(text)) for text in texts),
         ]
         if all(passes):
             kept.append(row)
-    values = table.numeric[query.sort]
+    values = of.numeric[query.sort]
     there = [row for row in kept if not math.isnan(values[row])]
     there.sort(key=lambda row: ((-1 if query.descending else 1) * values[row].item(), row))
     return there + [row for row in kept if math.isnan(values[row])]
@@ -76,6 +83,12 @@ def naive(table: Table, query: Query) -> list[int]:
         Query(shares=(("domain:math", 0.5),), dead=True),
         Query(classes=("output",)),
         Query(classes=("output", "input"), layers=((1, 1),)),
+        Query(labels=(("score", 0.5, math.inf),)),
+        Query(labels=(("score", -math.inf, 0.5), ("layer", 1, 2)), dead=True),
+        Query(labels=(("score", -math.inf, math.inf),), dead=True),
+        Query(description="WAIT", dead=True),
+        Query(description="wait", dead=True, match_case=True),
+        Query(description="<b>", labels=(("score", 0.1, 0.9),), classes=("input",), dead=True),
         Query(promoted="wait", promoted_n=2),
         Query(promoted="WAIT", promoted_n=2),
         Query(promoted="WAIT", promoted_n=2, match_case=True),
@@ -132,24 +145,40 @@ def test_an_address_becomes_a_query():
         ("min_frequency", "1e-4"),
         ("share", "0.5,domain:math"),
         ("share", "0.25,template:<think>+1,x"),
+        ("label", "score_top,0.8,"),
+        ("label", "a,b,,-1e-2"),
+        ("label", "score_top, ,"),
         ("class", "output"),
+        ("description", "doubts <b>"),
         ("promoted", " wait"),
         ("promoted_n", "5"),
         ("case", "1"),
         ("sort", "-max"),
         ("feature", "3.1"),
     ]
-    assert parse_query(items, ["max", "frequency"], ["domain:math", "template:<think>+1,x"]) == Query(
+    shares = ["domain:math", "template:<think>+1,x"]
+    assert parse_query(items, ["max", "frequency"], shares, ["score_top", "a,b"]) == Query(
         layers=((0, 3), (7, 7)),
         min_frequency=1e-4,
         shares=(("domain:math", 0.5), ("template:<think>+1,x", 0.25)),
+        labels=(
+            ("score_top", 0.8, math.inf),
+            ("a,b", -math.inf, -0.01),
+            ("score_top", -math.inf, math.inf),
+        ),
         classes=("output",),
+        description="doubts <b>",
         promoted=" wait",
         promoted_n=5,
         match_case=True,
         sort="max",
     )
     assert parse_query([], ["frequency"], []) == Query()
+
+
+def test_a_table_without_labels_says_so():
+    with pytest.raises(ConfigError, match="label names a column, of which there is none here"):
+        parse_query([("label", "score_top,0,1")], ["frequency"], [])
 
 
 @pytest.mark.parametrize(
@@ -161,6 +190,11 @@ def test_an_address_becomes_a_query():
         ("max_frequency", "-1", "max_frequency must be a number from 0."),
         ("share", "0.5,domain:mth", "Did you mean 'domain:math'?"),
         ("share", "x,domain:math", "share must be a number from 0. Got 'x'."),
+        ("label", "score_tup,0,1", "label must name one of score_top. Got 'score_tup'. Did you mean 'score_top'?"),
+        ("label", "score_top", "label must be like score_top,0.5,1, where 0.5 or 1 may be left out. Got 'score_top'."),
+        ("label", "score_top,nan,", "label must have numbers as bounds. Got 'score_top,nan,'."),
+        ("label", "score_top,,x", "label must have numbers as bounds."),
+        ("description", "x" * 1001, "description must have at most 1000 characters. Got 1001."),
         ("sort", "-frequenzy", "Did you mean 'frequency'?"),
         ("promoted_n", "21", "promoted_n must be a whole number from 1 to 20. Got '21'."),
         ("text", "x" * 1001, "text must have at most 1000 characters. Got 1001."),
@@ -168,7 +202,7 @@ def test_an_address_becomes_a_query():
 )
 def test_a_wrong_value_is_one_line(name, value, says):
     with pytest.raises(ConfigError) as caught:
-        parse_query([(name, value)], ["frequency"], ["domain:math"])
+        parse_query([(name, value)], ["frequency"], ["domain:math"], ["score_top"])
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
 

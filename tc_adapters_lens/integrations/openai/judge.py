@@ -86,7 +86,7 @@ class EndpointJudge:
 
     async def reply(self, request: Request, key: str, spend: Spend) -> Reply:
         """See `Judge`."""
-        n_retries, n_replies = 0, self._n_replies
+        n_failures, n_retries, n_replies = 0, 0, self._n_replies
         while True:
             await self._opening()
             prompt, completion = self.estimate(request)
@@ -97,6 +97,7 @@ class EndpointJudge:
             words = scrub(outcome.words, self._key)
             if outcome.final:
                 raise JudgeError(self._refusal(words))
+            n_failures += 1
             n_retries += not (outcome.limited and self._n_replies > n_replies)
             n_replies = self._n_replies
             if n_retries > self._config.retries:
@@ -104,7 +105,7 @@ class EndpointJudge:
                     f"{self._config.base_url} did not reply in {n_retries} attempts. The last failure was: {words}."
                 )
             self._say(words)
-            await self._wait(outcome, n_retries, words)
+            await self._wait(outcome, n_failures, words)
 
     def stop_waiting(self) -> None:
         """See `Waits`."""
@@ -177,9 +178,9 @@ class EndpointJudge:
             ),
         )
 
-    async def _wait(self, failure: Failure, n_retries: int, words: str) -> None:
+    async def _wait(self, failure: Failure, n_failures: int, words: str) -> None:
         """Until it may be sent again, as far as this one request goes; everybody's waiting is in `_opening`."""
-        seconds = min(self._backoff * 2 ** max(n_retries - 1, 0), _LONGEST_BACKOFF) * random.uniform(0.75, 1.25)
+        seconds = min(self._backoff * 2 ** min(n_failures - 1, 30), _LONGEST_BACKOFF) * random.uniform(0.75, 1.25)
         seconds = failure.wait or seconds
         if seconds > _LONGEST_WAIT:
             raise JudgeError(f"{self._config.base_url} asks to wait for {seconds:,.0f} s: {words}.")

@@ -61,7 +61,7 @@ function chooser() {
   const names = Object.keys(info.stores);
   if (names.length === 1) return html`<span class="store">${MODELS[info.stores[names[0]]]}</span>`;
   const chosen = params().get("store") || names[0];
-  return html`<select class="store" aria-label="Whose features" @change=${(event) => go({ store: event.target.value === names[0] ? "" : event.target.value, feature: "", share: [], class: [], sort: "" })}>
+  return html`<select class="store" aria-label="Whose features" @change=${(event) => go({ store: event.target.value === names[0] ? "" : event.target.value, feature: "", share: [], label: [], class: [], description: "", sort: "" })}>
     ${names.map((name) => html`<option value=${name} ?selected=${name === chosen}>${MODELS[info.stores[name]]}</option>`)}</select>`;
 }
 

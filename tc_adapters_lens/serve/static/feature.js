@@ -1,12 +1,13 @@
 // One feature: figures, promoted tokens, where it is active, and its examples.
 import { html, nothing, svg } from "/lib/lit-html.js";
+import { label } from "/static/labels.js";
 import { address, ask, count, go, listing, number, params, percent } from "/static/state.js";
-import { chip, passage, searched } from "/static/tokens.js";
+import { chip, parts, passage, searched } from "/static/tokens.js";
 
 const SHORT = [24, 10]; // tokens before and after the peak until an example is opened
 const AROUND = 1000; // further tokens on either side once it is
 const FEW = 8; // promoted tokens until all are asked for
-const SHOWN_LABELS = new Set(["class", "description"]);
+const PLACED = new Set(["class", "description"]); // labels with places of their own
 
 export class FeaturePanel {
   constructor(redraw) {
@@ -78,15 +79,18 @@ export class FeaturePanel {
   }
 
   body(data) {
-    const labels = Object.entries(data.labels).filter(([name]) => !SHOWN_LABELS.has(name));
+    const labels = Object.entries(data.labels).map(([column, value]) => ({ ...label(column), value }));
+    const isPlaced = ({ of, value }) => PLACED.has(of) && typeof value === "string";
+    const placed = (which) => labels.filter((one) => one.of === which && isPlaced(one));
+    const written = ({ of, value }) => (typeof value !== "number" ? parts(String(value)) : of ? value.toFixed(2) : number(value));
     return html`<header>
         <h2 tabindex="-1">Layer ${data.layer}, feature ${data.feature}</h2>
-        ${data.labels.class ? html`<bdi class="class">${data.labels.class}</bdi>` : nothing}
-        ${data.labels.description ? html`<p class="description"><bdi>${data.labels.description}</bdi></p>` : nothing}
+        ${placed("class").map(({ value, own }) => html`<bdi class="class">${own ? `${own}: ` : ""}${parts(value)}</bdi>`)}
+        ${placed("description").map(({ value, own }) => html`<p class="description"><bdi>${own ? `${own}: ` : ""}${parts(value)}</bdi></p>`)}
         <dl class="figures">
           ${figure("Frequency", percent(data.frequency))}${figure("Active positions", count(data.n_active))}
           ${data.n_active ? html`${figure("Mean", number(data.mean))}${figure("Max", number(data.max))}` : nothing}
-          ${labels.map(([name, value]) => figure(name, typeof value === "number" ? number(value) : String(value)))}
+          ${labels.filter((one) => !isPlaced(one)).map((one) => figure(one.words, written(one), one.meaning))}
         </dl>
         ${this.links(data)}
       </header>
@@ -181,7 +185,7 @@ export class FeaturePanel {
   }
 }
 
-const figure = (name, value) => html`<div><dt><bdi>${name}</bdi></dt><dd><bdi>${value}</bdi></dd></div>`;
+const figure = (name, value, meaning = "") => html`<div title=${meaning || nothing}><dt><bdi>${name}</bdi></dt><dd><bdi>${value}</bdi></dd></div>`;
 
 // Positions by activation; bins are as wide as the store's, which are even on a log scale.
 function histogram({ counts, edges }) {

@@ -1,5 +1,6 @@
 // The filters beside the list. Each writes the address; the list follows it.
 import { html, nothing, svg } from "/lib/lit-html.js";
+import { bounds, label } from "/static/labels.js";
 import { debounce, go, params, percent } from "/static/state.js";
 import { CLEAR } from "/static/list.js";
 
@@ -41,6 +42,8 @@ export function filters(info, list) {
     ${field("layers", `Layers, 0 to ${store.n_layers - 1}`, { hint: "0-5,7" })}
     ${frequency(store, list)}
     ${shares(store)}
+    ${labels(store)}
+    ${store.described ? field("description", "Description has", { hint: "hesitation" }) : nothing}
     ${store.classes.length ? classes(store) : nothing}
     <div class="checks">
       ${check("case", "Tell A from a in searches")}
@@ -131,6 +134,36 @@ function shares(store) {
       ${free.map((name) => html`<option value=${name}>${words(name)}</option>`)}</select></fieldset>`;
 }
 
+// ------------------------------------------------------------------------------------------------------- labels
+
+function labels(store) {
+  if (!store.scores.length) return nothing;
+  const chosen = bounds();
+  const set = (index, changed, typing) => {
+    const next = chosen.map((one) => one.join(","));
+    if (changed === null) next.splice(index, 1);
+    else next[index] = changed.join(",");
+    go({ label: next }, { typing });
+  };
+  const typed = debounce(set, DEBOUNCE);
+  const end = (index, place, word) => {
+    const id = `f-label-${index}-${place}`;
+    return html`<label><span>${word}</span><input id=${id} inputmode="decimal" autocomplete="off" aria-label=${`${label(chosen[index][0]).words}, ${word}`}
+      .value=${keep(id, chosen[index][place])} @input=${(event) => {
+        const text = event.target.value.trim();
+        if (text === "" || Number.isFinite(Number(text))) typed(index, chosen[index].with(place, text), id);
+      }}></label>`;
+  };
+  const free = store.scores.filter((name) => !chosen.some(([other]) => other === name));
+  return html`<fieldset class="shares labels"><legend>Judged or measured</legend>
+    ${chosen.map(([name], index) => html`<div class="chosen-share"><bdi>${label(name).words}</bdi><span></span>
+      <button class="remove" aria-label=${`Remove the filter on ${label(name).words}`} @click=${() => set(index, null)}>×</button>
+      <div class="range">${end(index, 1, "from")}${end(index, 2, "to")}</div></div>`)}
+    ${free.length ? html`<select id="f-label" aria-label="Add a label" .value=${""} @change=${(event) => { if (event.target.value) set(chosen.length, [event.target.value, "", ""]); event.target.value = ""; }}>
+      <option value="">add a label</option>
+      ${free.map((name) => html`<option value=${name}>${label(name).words}</option>`)}</select>` : nothing}</fieldset>`;
+}
+
 // What is asked for, in words: for where the filters themselves are out of sight.
 export function summary() {
   const at = params(), said = [];
@@ -139,6 +172,11 @@ export function summary() {
   if (at.get("min_frequency")) said.push(`frequency ≥ ${percent(Number(at.get("min_frequency")))}`);
   if (at.get("max_frequency")) said.push(`frequency ≤ ${percent(Number(at.get("max_frequency")))}`);
   for (const text of at.getAll("share")) said.push(`${words(text.slice(text.indexOf(",") + 1))} ≥ ${percent(Number(text.slice(0, text.indexOf(","))))}`);
+  for (const [name, least, most] of bounds()) {
+    const range = [least && `≥ ${least}`, most && `≤ ${most}`].filter(Boolean).join(", ");
+    said.push(`${label(name).words} ${range || "known"}`);
+  }
+  if (at.get("description")) said.push(`described with “${at.get("description")}”`);
   for (const name of at.getAll("class")) said.push(name);
   return said.join(" · ");
 }

@@ -1,7 +1,8 @@
 // The list of features: fetched a page at a time, drawn only where it is in view.
 import { html, nothing } from "/lib/lit-html.js";
+import { label as known } from "/static/labels.js";
 import { address, ask, count, go, number, opened, params, percent } from "/static/state.js";
-import { chip } from "/static/tokens.js";
+import { chip, parts } from "/static/tokens.js";
 
 const ROW = 30; // pixels, as in style.css
 const FIXED = { layer: "Layer", feature: "Feature", frequency: "Frequency", mean: "Mean", max: "Max" };
@@ -138,11 +139,12 @@ export class List {
 
   heading(name) {
     const sorted = params().get("sort") || this.defaultSort;
-    const [prefix, rest] = name.includes(":") && !(name in FIXED) ? [name.slice(0, name.indexOf(":")), name.slice(name.indexOf(":") + 1)] : ["", FIXED[name] ?? name];
+    const colon = this.shareNames?.has(name) ? name.indexOf(":") : -1;
+    const [prefix, rest] = colon > 0 ? [name.slice(0, colon), name.slice(colon + 1)] : name in FIXED ? ["", FIXED[name]] : known(name).heading;
     const down = sorted === `-${name}`, up = sorted === name;
     const label = html`${prefix ? html`<small>${prefix}</small>` : nothing}<bdi>${rest}</bdi><span class="arrow" aria-hidden="true">${down ? "▼" : up ? "▲" : ""}</span>`;
     const sortable = this.numeric?.has(name);
-    return html`<th scope="col" class="${kind(name)} ${sortable ? "" : "text"}" title=${MEANING[name] ?? name} aria-sort=${down ? "descending" : up ? "ascending" : nothing}>
+    return html`<th scope="col" class="${kind(name)} ${sortable ? "" : "text"}" title=${MEANING[name] ?? known(name).meaning} aria-sort=${down ? "descending" : up ? "ascending" : nothing}>
       ${sortable ? html`<button @click=${() => go({ sort: down || (!up && (name === "layer" || name === "feature")) ? name : `-${name}` })}>${label}</button>` : label}</th>`;
   }
 
@@ -170,7 +172,7 @@ export class List {
     if (name === "frequency") return html`<td class="number ${kind(name)}">${percent(value)}</td>`;
     if (this.shareNames?.has(name)) return html`<td class="share ${kind(name)}" .style=${`--v:${((value ?? 0) * 100).toFixed(1)}%`}>${percent(value)}</td>`;
     if (typeof value === "number") return html`<td class="number ${kind(name)}">${number(value)}</td>`;
-    return html`<td class="label"><bdi title=${value ?? ""}>${value === null ? "" : String(value)}</bdi></td>`;
+    return html`<td class="label"><bdi title=${value ?? ""}>${value === null ? "" : parts(String(value))}</bdi></td>`;
   }
 
   clicked(event, index) {
@@ -187,6 +189,6 @@ export class List {
   }
 }
 
-export const CLEAR = { layers: "", min_frequency: "", max_frequency: "", share: [], class: [], promoted: "", promoted_n: "", text: "", case: "", dead: "" };
+export const CLEAR = { layers: "", min_frequency: "", max_frequency: "", share: [], label: [], class: [], description: "", promoted: "", promoted_n: "", text: "", case: "", dead: "" };
 
 const kind = (name) => `c-${name in FIXED ? name : "other"}`;

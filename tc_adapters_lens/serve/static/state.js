@@ -1,6 +1,6 @@
 // The page's address is its whole state: filters, order, store and the open feature. This module reads and writes it.
 
-const LISTING = ["store", "layers", "min_frequency", "max_frequency", "share", "class", "promoted", "promoted_n", "text",
+const LISTING = ["store", "layers", "min_frequency", "max_frequency", "share", "label", "class", "description", "promoted", "promoted_n", "text",
   "case", "dead", "sort"];
 
 export const params = () => new URLSearchParams(location.search);

@@ -10,8 +10,8 @@ function visible(character) {
   return `U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
 }
 
-// Parts of a token's text, hidden characters as marks. With `breaks` a line end also ends the line.
-function parts(text, breaks) {
+// Parts of a text, hidden characters as marks. With `breaks` a line end also ends the line.
+export function parts(text, breaks = false) {
   if (!HIDDEN.test(text)) return text;
   return text.split(HIDDEN).map((part, index) =>
     index % 2 ? html`<span class="hidden-character">${visible(part)}</span>${breaks && part === "\n" ? "\n" : nothing}` : part);
