@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from tc_adapters_lens.judge.request import Reply, Request, Spend
+from tc_adapters_lens.judge.request import Reply, Request, Spend, Task
+from tc_adapters_lens.judge.rules_classify import classify_by_rules, rules_digest
 
 __all__ = ["RulesJudge"]
+
+_REPLIES: dict[Task, Callable[[Mapping[str, Any]], str]] = {"classify": classify_by_rules}
 
 
 class RulesJudge:
@@ -19,10 +21,15 @@ class RulesJudge:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        return {"kind": "rules"}
+        return {"kind": "rules", "sha256": rules_digest()}
 
     async def reply(self, request: Request, key: str, spend: Spend) -> Reply:
-        raise NotImplementedError(json.dumps(request.task))
+        """The answer as JSON.
+
+        Raises:
+            JudgeError: there are no rules for what is asked.
+        """
+        return Reply(_REPLIES[request.task](request.facts))
 
     async def close(self) -> None:
-        pass
+        """There is nothing to give back."""

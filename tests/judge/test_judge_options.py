@@ -30,7 +30,7 @@ def open_with(tmp_path, *words: str) -> Asker:
 
 def test_rules_need_nothing(tmp_path):
     asker = open_with(tmp_path, "--judge", "rules", "--repeat", "2")
-    assert (asker.identity, asker.repeat, asker.replies) == ({"kind": "rules"}, 2, None)
+    assert (asker.identity["kind"], asker.repeat, asker.replies) == ("rules", 2, None)
     with pytest.raises(ConfigError, match="--max-requests is about an endpoint, and --judge rules asks none"):
         open_with(tmp_path, "--judge", "rules", "--max-requests", "3")
 
