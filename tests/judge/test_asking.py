@@ -71,6 +71,7 @@ def test_answers_stand_where_their_requests_stand(tmp_path):
         "prompt_tokens": 280,
         "completion_tokens": 70,
         "unparsable": 0,
+        "declined": 0,
     }
     assert asker.identity == {"kind": "fake"}
     assert judge.n_closed == 1

@@ -46,6 +46,7 @@ def test_a_good_endpoint(tmp_path):
             "prompt_tokens": 12 * PROMPT_TOKENS,
             "completion_tokens": 12 * COMPLETION_TOKENS,
             "unparsable": 0,
+            "declined": 0,
         }
     first = endpoint.received[0]
     assert first.headers["authorization"] == f"Bearer {KEY}"
