@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tc_adapters_lens.judge.request import Reply, Request, Spend
+from tc_adapters_lens.judge.rules_detect import describe_by_rules, detect_by_rules
 
 __all__ = ["RulesJudge"]
 
@@ -22,6 +23,10 @@ class RulesJudge:
         return {"kind": "rules"}
 
     async def reply(self, request: Request, key: str, spend: Spend) -> Reply:
+        if request.task == "describe":
+            return Reply(describe_by_rules(request.facts))
+        if request.task == "detect":
+            return Reply(detect_by_rules(request.facts))
         raise NotImplementedError(json.dumps(request.task))
 
     async def close(self) -> None:
