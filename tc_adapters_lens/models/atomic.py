@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,14 +65,19 @@ def atomic_directory(
 
 
 @contextmanager
-def atomic_file(path: str | Path, *, error: type[AdapterLensError] = AdapterLensError) -> Iterator[Path]:
+def atomic_file(
+    path: str | Path, *, error: type[AdapterLensError] = AdapterLensError, shared: bool = False
+) -> Iterator[Path]:
     """As `atomic_directory`, for one file, which replaces what stood there. Yields the path to write to.
 
+    Args:
+        shared: several writers may be at it at a time; the last one stays. What a killed one left behind stays too.
     Raises:
         error: the disk is full, or writing is not permitted.
     """
     path = Path(os.path.realpath(Path(path).expanduser()))
-    partial = path.with_name(f".{path.name}.partial")
+    writer = f".{os.getpid()}-{threading.get_ident()}" if shared else ""
+    partial = path.with_name(f".{path.name}{writer}.partial")
     with writing(path, error):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
