@@ -6,7 +6,7 @@ drawn for a feature follows from the seed, the layer and the feature alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -74,7 +74,7 @@ def texts_of_layer(
     store: FeatureStore,
     layer: int,
     features: Int[np.ndarray, " n"],
-    kinds: Sequence[TextKind],
+    kinds: Collection[TextKind],
     seed: int,
     negatives: Negatives,
 ) -> Iterator[FeatureTexts]:
@@ -107,7 +107,7 @@ def _texts_of(
     store: FeatureStore,
     layer: int,
     feature: int,
-    kinds: Sequence[TextKind],
+    kinds: Collection[TextKind],
     seed: int,
     quiet: Bool[np.ndarray, " n_windows"],
     hard: Float[np.ndarray, " n_windows"],
