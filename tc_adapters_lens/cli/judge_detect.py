@@ -124,7 +124,7 @@ def detection_table(found: Mapping[str, Any]) -> str:
     for row in (*found["layers"], {"layer": "all", **found["overall"]}):
         counts = f"{row['layer']!s:>5} {row['n_sampled']:8,} {row['n_scored']:7,} {row['n_unparsable']:11,}"
         lines.append(counts + "".join(f"{_written(row['scores'][kind]['mean']):>24}" for kind in kinds))
-    lines += [f"left out: {n:,} features, {why}" for why, n in found["left_out"].items()]
+    lines += [f"left out: {n:,} ({why})" for why, n in found["left_out"].items()]
     return "\n".join([*lines, ""])
 
 

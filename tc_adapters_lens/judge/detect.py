@@ -91,7 +91,7 @@ class Detection:
     ) -> Detection:
         """With the texts of the samples' features; `negatives` as in `texts_of_layer`."""
         kinds = tuple(kind for kind in KINDS if kind in kinds)
-        wanted = {_text_kind(kind) for kind in kinds}
+        wanted: set[TextKind] = {_text_kind(kind) for kind in kinds}
         texts = [
             one
             for sample in samples

@@ -118,7 +118,7 @@ def _texts_of(
     found = store[layer, feature]
     sequences = list(dict.fromkeys(example.sequence for example in found.top))[: N_EXEMPLARS + N_TEXTS]
     if len(sequences) <= N_TEXTS:
-        why = f"active in too few sequences: {N_TEXTS} are held out of those of its highest examples"
+        why = f"its highest examples are of fewer than {N_TEXTS + 1} sequences"
         return FeatureTexts(layer, feature, (), {}, (why,))
     held_out = {sequences[index] for index in rng(_HELD_OUT).permutation(len(sequences))[:N_TEXTS]}
     described = set(sequences) - held_out
@@ -141,9 +141,9 @@ def _texts_of(
         taken = described | {piece.sequence for piece in positives}
         quiet_ones = _apart(window for window in windows if window.sequence not in taken)
         if len(positives) < N_TEXTS:
-            left_out.append(f"too few {kind} texts: {N_TEXTS} are needed that the description did not see")
+            left_out.append(f"fewer than {N_TEXTS} {kind} texts that the description did not see")
         elif len(quiet_ones) < N_TEXTS:
-            left_out.append(f"too few texts without it: {N_TEXTS} are needed, in other sequences")
+            left_out.append(f"fewer than {N_TEXTS} random texts in which it is quiet")
         else:
             pieces = [*positives, *quiet_ones]
             shuffled = rng(_ORDER, number).permutation(len(pieces)).tolist()

@@ -60,8 +60,7 @@ def test_planted_features_are_detected(store):
     assert found["top"] >= 0.98
     assert found["sampled"] >= 0.98
     assert found["shuffled"] == pytest.approx(0.5, abs=0.07)
-    assert [why.split(":")[0] for why in result["left_out"]] == ["too few texts without it"]
-    assert list(result["left_out"].values()) == [1]
+    assert result["left_out"] == {"fewer than 5 random texts in which it is quiet": 1}
     overall = result["overall"]
     assert (overall["n_eligible"], overall["n_sampled"], overall["n_scored"], overall["n_unparsable"]) == (
         80,

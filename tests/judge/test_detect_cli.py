@@ -52,7 +52,7 @@ def test_a_result_its_labels_and_its_table(run, tmp_path, capsys):
     assert result["usage"]["unparsable"] == 0
     output = capsys.readouterr().out
     assert "1.000 (1.000 to 1.000)" in output
-    assert "left out: 1 features, too few texts without it" in output
+    assert "left out: 1 (fewer than 5 random texts in which it is quiet)" in output
     assert str(path) in output
     store = FeatureStore.open(run / "features")
     assert store[0, 4].labels == {"description": 'active on: " w14"', "score_top": 1.0, "score_sampled": 1.0}
@@ -107,5 +107,5 @@ def test_no_feature_has_texts(tmp_path, capsys):
     planted_store(tmp_path / "features", TEXT, [at(sequence_of(TEXT) < 3)[:, None]])
     assert main([*DETECT, "--run", str(tmp_path)]) == 1
     error = capsys.readouterr().err
-    assert "At least one feature must have texts to be tested on. Got none of 1: active in too few sequences" in error
+    assert "At least one feature must have texts to be tested on. Got none of 1: its highest examples are of fewer than 6" in error
     assert not (tmp_path / "judge").exists()
