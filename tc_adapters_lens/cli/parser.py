@@ -54,13 +54,21 @@ class Parser(jsonargparse.ArgumentParser):
         if re.match(r'expected "([\w-]+\.)*verb" to be one of', message):
             return "A verb is needed. " + help_line
         if found := re.match(r"the following arguments are required: (.*)", message):
-            options = ", ".join(f"--{name.split('.', 1)[-1]}" for name in found[1].split(", "))
-            return f"{options} must be given. {help_line}"
+            missing = ", ".join(map(self._as_typed, found[1].split(", ")))
+            return f"{missing} must be given. {help_line}"
         if found := re.match(r'Parser key "(.*?)":\s*(?:Expected an? (.*?)\. Got value: (.*))', message, re.DOTALL):
             option, expected = found[1], _readable_type(found[2])
             value, choices = found[3].strip(), re.findall(r"'(.*?)'", expected)
-            return f"--{option} must be {expected}. Got {value!r}.{did_you_mean(value, choices)}"
+            return f"{self._as_typed(option)} must be {expected}. Got {value!r}.{did_you_mean(value, choices)}"
         return " ".join(message.split())
+
+    def _as_typed(self, key: str) -> str:
+        """An argument, named with its verbs before it, as it is typed."""
+        name = key.removeprefix("".join(f"{verb}." for verb in self.chosen.prog.split()[1:]))
+        for action in self.chosen._actions:
+            if action.dest == name:
+                return action.option_strings[0] if action.option_strings else str(action.metavar)
+        return f"--{name}"
 
     def _explain_unknown(self, words: list[str]) -> str:
         word = next((word for word in words if word.startswith("-")), words[0])

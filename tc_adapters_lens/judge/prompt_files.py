@@ -9,18 +9,20 @@
     system: |
       ...
     user: |
-      {% for text in examples %}{{ loop.index }}: {{ text }}
+      {% for text in examples %}{{ loop.index }}: {{ text | tojson }}
       {% endfor %}
 
-Both prompts are Jinja templates; what they may name is in VARIABLES. The files beside this one are used by default.
+Both prompts are Jinja templates; what they may name is in VARIABLES. `tojson` writes a text as a JSON string, from
+which nothing in it breaks out. The files in `prompts` beside this one are used by default.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,15 +37,17 @@ from tc_adapters_lens.judge.request import Form, Request, Task
 __all__ = ["VARIABLES", "FeatureClass", "Prompts", "load_prompts"]
 
 VARIABLES: dict[Task, tuple[str, ...]] = {
-    "classify": ("classes", "examples", "promoted", "inhibited"),
+    "classify": ("classes", "examples", "peaks", "promoted", "inhibited"),
     "describe": ("examples", "promoted", "inhibited"),
     "detect": ("description", "texts"),
 }
 """What each task's templates may name. examples, texts: pieces of text, in `examples` with << >> around tokens where
-the feature is strongly active. promoted, inhibited: tokens. classes: each with `name`, `group`, `description`."""
+the feature is strongly active. peaks: each example's token of its activation. promoted, inhibited: tokens. classes:
+each with `name`, `group`, `description`."""
 
 _DIRECTORY = Path(__file__).parent / "prompts"
 _JINJA = ImmutableSandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+_JINJA.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)  # Jinja's own hides < and > from readers
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,10 @@ class FeatureClass:
     name: str
     description: str
     group: str
+
+    def to_dict(self) -> dict[str, str]:
+        """Plain values, for results."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -83,11 +91,11 @@ class Prompts:
         known = {**values, "classes": self.classes} if self.classes else values
         try:
             system, user = (template.render(known).strip() for template in self._templates)
-        except (TemplateError, TypeError, ValueError) as error:
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
             raise JudgeError(f"Prompts must be templates that work. {self.name} does not: {error}.") from error
         return Request(self.task, system, user, form, facts)
 
-    @cached_property
+    @functools.cached_property
     def _templates(self) -> tuple[Any, Any]:
         return _JINJA.from_string(self.system), _JINJA.from_string(self.user)
 

@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from tc_adapters_lens.judge.request import Reply, Request, Spend
+from tc_adapters_lens.judge.rules_classify import classify_by_rule, rules_digest
 from tc_adapters_lens.judge.rules_detect import describe_by_rules, detect_by_rules
 
 __all__ = ["RulesJudge"]
+
+_ANSWERS = {"classify": classify_by_rule, "describe": describe_by_rules, "detect": detect_by_rules}
 
 
 class RulesJudge:
@@ -20,14 +23,15 @@ class RulesJudge:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        return {"kind": "rules"}
+        return {"kind": "rules", "sha256": rules_digest()}
 
     async def reply(self, request: Request, key: str, spend: Spend) -> Reply:
-        if request.task == "describe":
-            return Reply(describe_by_rules(request.facts))
-        if request.task == "detect":
-            return Reply(detect_by_rules(request.facts))
-        raise NotImplementedError(json.dumps(request.task))
+        """The answer as JSON.
+
+        Raises:
+            JudgeError: there are no rules for what is asked.
+        """
+        return Reply(json.dumps(_ANSWERS[request.task](request.facts), ensure_ascii=False))
 
     async def close(self) -> None:
-        pass
+        """There is nothing to give back."""

@@ -21,13 +21,11 @@ ENOUGH = 0.8
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
-def describe_by_rules(facts: Mapping[str, Any]) -> str:
+def describe_by_rules(facts: Mapping[str, Any]) -> dict[str, str]:
     """The tokens that most exemplars have marked, each counted among exemplars that have none of those before it.
 
     Args:
         facts: `examples`, each with `tokens` and `marked`.
-    Returns:
-        A reply, as JSON.
     """
     left = [
         dict.fromkeys(token for token, marked in zip(example["tokens"], example["marked"], strict=True) if marked)
@@ -42,21 +40,17 @@ def describe_by_rules(facts: Mapping[str, Any]) -> str:
         named.append(counts.most_common(1)[0][0])
         left = [tokens for tokens in left if named[-1] not in tokens]
     words = ", ".join(json.dumps(token, ensure_ascii=False) for token in named)
-    return json.dumps({"description": f"active on: {words}"}, ensure_ascii=False)
+    return {"description": f"active on: {words}"}
 
 
-def detect_by_rules(facts: Mapping[str, Any]) -> str:
+def detect_by_rules(facts: Mapping[str, Any]) -> dict[str, bool]:
     """Texts that have a token which the description names in quotes.
 
     Args:
         facts: `description`, and `texts`, each with `tokens`.
-    Returns:
-        A reply, as JSON.
     """
     named = {_unquoted(word) for word in _STRING.findall(facts["description"])}
-    return json.dumps(
-        {str(number): not named.isdisjoint(text["tokens"]) for number, text in enumerate(facts["texts"], start=1)}
-    )
+    return {str(number): not named.isdisjoint(text["tokens"]) for number, text in enumerate(facts["texts"], start=1)}
 
 
 def _unquoted(word: str) -> str:

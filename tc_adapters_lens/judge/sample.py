@@ -46,6 +46,8 @@ def sample_features(store: FeatureStore, per_layer: int, min_frequency: float, s
         order = np.random.default_rng([seed, layer]).permutation(info.n_features)
         features = order[np.isin(order, eligible)][:per_layer]
         samples.append(LayerSample(layer, len(eligible), np.sort(features)))
+    if not n_active.any():
+        raise JudgeError(f"At least one feature must be active somewhere. None of {store.directory} is.")
     if not any(len(sample.features) for sample in samples):
         raise JudgeError(
             f"At least one feature must be active at {min_frequency:g} of the positions. The most active one of "

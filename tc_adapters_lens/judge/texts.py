@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,10 +66,12 @@ def token_texts(effects: Sequence[TokenEffect], n: int) -> list[str]:
 def _show(
     store: FeatureStore, sequence: int, start: int, ids: Int32[np.ndarray, " n"], marked: Bool[np.ndarray, " n"]
 ) -> Shown:
-    """Runs of marked or unmarked tokens are joined as bytes, so that a character of several tokens stays one."""
-    ends = [0, *(np.flatnonzero(np.diff(marked)) + 1).tolist(), len(ids)]
+    """Runs of marked or unmarked tokens are joined as bytes, and marks stand around whole characters, so that a
+    character of several tokens stays one."""
+    whole = _whole_characters(store, ids, marked)
+    ends = [0, *(np.flatnonzero(np.diff(whole)) + 1).tolist(), len(ids)]
     pieces = [
-        f"{_OPEN}{text}{_CLOSE}" if marked[first] else text
+        f"{_OPEN}{text}{_CLOSE}" if whole[first] else text
         for first, last in itertools.pairwise(ends)
         if (text := _joined(store, ids[first:last]))
     ]
@@ -76,11 +79,21 @@ def _show(
         sequence=sequence,
         start=start,
         stop=start + len(ids),
-        tokens=tuple(store.vocabulary.texts(ids.tolist())),
+        tokens=tuple(map(sys.intern, store.vocabulary.texts(ids.tolist()))),  # thousands are held at a time
         marked=tuple(marked.tolist()),
         plain=_joined(store, ids),
         with_marks="".join(pieces),
     )
+
+
+def _whole_characters(
+    store: FeatureStore, ids: Int32[np.ndarray, " n"], marked: Bool[np.ndarray, " n"]
+) -> Bool[np.ndarray, " n"]:
+    """A token that goes on with a character of the one before is marked if that is, and the other way round."""
+    goes_on = np.array([0x80 <= next(iter(store.vocabulary.bytes(token)), 0) < 0xC0 for token in ids.tolist()])
+    goes_on[0] = False
+    starts = np.flatnonzero(~goes_on)
+    return np.logical_or.reduceat(marked, starts)[np.cumsum(~goes_on) - 1]
 
 
 def _joined(store: FeatureStore, ids: Int32[np.ndarray, " n"]) -> str:

@@ -107,5 +107,8 @@ def test_no_feature_has_texts(tmp_path, capsys):
     planted_store(tmp_path / "features", TEXT, [at(sequence_of(TEXT) < 3)[:, None]])
     assert main([*DETECT, "--run", str(tmp_path)]) == 1
     error = capsys.readouterr().err
-    assert "At least one feature must have texts to be tested on. Got none of 1: its highest examples are of fewer than 6" in error
+    assert (
+        "At least one feature must have texts to be tested on. Got none of 1: its highest examples are of fewer than 6"
+        in error
+    )
     assert not (tmp_path / "judge").exists()
