@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 
@@ -154,9 +155,11 @@ def test_shuffled_takes_every_description_once_and_nobodys_own(store):
             assert [text["tokens"] for text in request.facts["texts"]] == [
                 list(shown.tokens) for shown in one.sortings["top"].texts
             ]
-    again = Answers()
+    again, other = Answers(), Answers()
     detection(store, ("shuffled",)).run(Asker(again))
     assert [request.user for request in again.asked] == [request.user for request in judge.asked]
+    dataclasses.replace(made, seed=1).run(Asker(other))
+    assert [request.user for request in other.asked] != [request.user for request in judge.asked]
 
 
 def test_few_features(store):
@@ -211,11 +214,12 @@ def test_prompts_hold_texts_as_they_are_and_apart(tmp_path):
         assert texts == [one.with_marks for one in shown]
         seen |= {word for word in HOSTILE for one in shown if word in one.plain}
     assert len(seen) > 5
-    for request in detecting:
+    for request, found in zip(detecting, made._described(), strict=True):
         description, _, *lines = request.user.split("\n")
         assert description.startswith('Description: "')
         assert [line.split(": ")[0] for line in lines] == [str(number) for number in range(1, 11)]
-        assert all(isinstance(json.loads(line.split(": ", 1)[1]), str) for line in lines)
+        plain = [shown.plain for shown in found.sortings["top"].texts]
+        assert [json.loads(line.split(": ", 1)[1]) for line in lines] == plain
 
 
 def test_forms():

@@ -75,6 +75,18 @@ def _parts(one, kind):
     return one.sortings[kind].texts, one.sortings[kind].active
 
 
+def test_sampled_texts_are_drawn_from_all_uniform_examples(store):
+    """Which of the 20, in the order of the text, are taken: on average the middle. 5 of about 14, 30 times."""
+    places = []
+    for one in texts(store):
+        starts = [(example.sequence, example.start) for example in store[0, one.feature].sampled]
+        for shown, active in zip(*_parts(one, "sampled"), strict=True):
+            if active:
+                places.append(starts.index((shown.sequence, shown.start)) / (len(starts) - 1))
+    assert len(places) == 150
+    assert abs(np.mean(places) - 0.5) < 4 * 0.3 / np.sqrt(150)
+
+
 def test_order_says_nothing(store):
     """Of 2 * 2 * 30 sortings each place is active in half: 60, with standard deviation sqrt(120 / 4) = 5.5."""
     rows = [one.sortings[kind].active for layer in (0, 1) for one in texts(store, layer) for kind in BOTH]
@@ -164,7 +176,11 @@ def test_neurons_are_quiet_below_a_tenth_of_their_maximum(tmp_path):
     assert all(one.left_out == (QUIET,) for one in texts(adapters, features=range(4)))
 
 
-def test_profiles_are_activations_summed_by_token(store):
+def test_profiles_are_activations_summed_by_token(tmp_path):
+    """Features on three tokens each, of which the first makes them most active."""
+    rng = np.random.default_rng(5)
+    acts = [at(TEXT.tokens == a) + at(np.isin(TEXT.tokens, (b, c))) / 4 for a, b, c in rng.integers(0, 400, (5, 3))]
+    store = planted_store(tmp_path / "features", TEXT, [np.stack(acts, 1)])
     profiles = token_profiles(store, 0).to_dense().numpy()
     ids = np.unique(TEXT.tokens)
     for feature in range(5):
