@@ -123,9 +123,9 @@ def find_features(
             f"{text.n_counted:,} positions of {settings.data.path}: are the adapters trained?"
         )
     vocabulary = _vocabulary(pair)
-    info = _info(settings, source, labelled, text, n_features, pair.pair)
+    info = _info(settings, source, labelled, text, collector, pair.pair)
     layers = _layers(source, collector, vocabulary)
-    write_store(out, info, layers, text, vocabulary)
+    write_store(out, info, layers, text, collector.windows, vocabulary)
     remove_shards(out)
     return FeatureStore.open(out)
 
@@ -256,17 +256,18 @@ def _vocabulary(pair: HookedDiffTransformer) -> Vocabulary:
 
 
 def _info(
-    settings: Settings, source: _Source, labelled: LabelledText, text: Text, n_features: int, pair: PairInfo
+    settings: Settings, source: _Source, labelled: LabelledText, text: Text, collector: Collector, pair: PairInfo
 ) -> StoreInfo:
     region_tokens, group_tokens, template_tokens = text.counts()
     return StoreInfo(
         model=settings.model,
         hook=re.sub(r"^blocks\.0\.", "blocks.{layer}.", source.hooks[0]),
         n_layers=len(source.hooks),
-        n_features=n_features,
+        n_features=collector.n_features,
         k=settings.keeping.k,
         before=settings.keeping.before,
         after=settings.keeping.after,
+        n_windows=len(collector.windows),
         n_sequences=len(text),
         n_tokens=len(text.tokens),
         n_counted=text.n_counted,

@@ -51,10 +51,19 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--k", type=int, default=20, help="examples of each kind and feature")
     parser.add_argument("--before", type=int, default=50, metavar="N", help="tokens of an example before its position")
     parser.add_argument("--after", type=int, default=20, metavar="N", help="tokens of an example after its position")
+    parser.add_argument(
+        "--windows",
+        type=int,
+        default=512,
+        metavar="N",
+        help="windows drawn at random; how high every unit goes in each is kept, for `judge detect`",
+    )
     parser.add_argument("--shard", type=str | None, metavar="I/N", help="read one of N parts of the text, I from 0")
     parser.add_argument("--merge", type=int | None, metavar="N", help="make the store of N shards that are there")
     parser.add_argument("--out", type=str | None, metavar="DIR", help="the store; by default in the run's directory")
-    parser.add_argument("--seed", type=int, default=42, help="of uniform examples, and of which N sequences")
+    parser.add_argument(
+        "--seed", type=int, default=42, help="of uniform examples, of windows, and of which N sequences"
+    )
     of_run.add_allowances(parser)
     options.add_placement(parser, of_run=True)
     options.add_json(parser)
@@ -75,7 +84,7 @@ def run(args: Namespace) -> dict[str, Any]:
         model=args.model,
         hook=args.hook,
         group_by=args.group_by,
-        keeping=Keeping(args.k, args.before, args.after, args.seed),
+        keeping=Keeping(args.k, args.before, args.after, args.seed, args.windows),
         batch_size=args.batch_size,
         allow_other_pair=args.allow_other_pair,
         allow_tokenizer_mismatch=args.allow_tokenizer_mismatch,
@@ -133,7 +142,7 @@ def _median(counts: Any) -> float:
 
 
 def _check(args: Namespace) -> None:
-    options.require_at_least(args, 1, "k", "batch_size", "merge")
+    options.require_at_least(args, 1, "k", "windows", "batch_size", "merge")
     if args.before < 0 or args.after < 0 or args.before + args.after > 255:
         raise ConfigError(
             f"--before and --after must not be negative, and at most 255 together. Got {args.before} and {args.after}."

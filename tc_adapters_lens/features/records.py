@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int32, Int64, UInt8
+from jaxtyping import Float16, Float32, Int32, Int64, UInt8
 
 from tc_adapters_lens.errors import FeatureStoreError
 
@@ -42,7 +42,8 @@ class StoreInfo:
     hook: where they are read, with `{layer}` for the layer.
     n_layers, n_features: layers, and units of a layer.
     k: examples kept of each kind.
-    before, after: an example's tokens before and after its position.
+    before, after: an example's tokens before and after its position, and those of windows drawn at random.
+    n_windows: windows drawn at random from the text.
     n_sequences, n_tokens, n_counted: the text: sequences, tokens, and positions that counted.
     regions, region_tokens: names of a text's regions, and positions that counted in each; empty for plain text.
     group_by, groups, group_tokens: the dataset's column, its values, and positions that counted of each.
@@ -60,6 +61,7 @@ class StoreInfo:
     k: int
     before: int
     after: int
+    n_windows: int
     n_sequences: int
     n_tokens: int
     n_counted: int
@@ -128,6 +130,7 @@ class LayerFeatures:
     regions, groups, template: how many of these lie in each.
     promoted, inhibited: tokens whose logits its direction raises and lowers most.
     top, sampled: examples of highest activation; examples drawn uniformly from these.
+    window_maxima: highest activation anywhere in each of the windows drawn at random; 0 where it is not active.
     """
 
     n_active: Int64[np.ndarray, " n_features"]
@@ -141,6 +144,7 @@ class LayerFeatures:
     inhibited: TokenEffects
     top: KeptExamples
     sampled: KeptExamples
+    window_maxima: Float16[np.ndarray, "n_features n_windows"]
 
 
 class TokenEffect(NamedTuple):

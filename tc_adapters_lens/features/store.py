@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Int32, Int64, UInt8
+from jaxtyping import Float16, Float32, Int32, Int64, UInt8
 from safetensors import SafetensorError, safe_open
 
 from tc_adapters_lens.errors import FeatureStoreError, did_you_mean
@@ -171,6 +171,32 @@ class FeatureStore:
     def peaks(self, kind: ExampleKind, layer: int) -> Int64[np.ndarray, "n_features k"]:
         """Flat positions of one layer's examples; -1 where there are fewer than k."""
         return self._read(layer, f"{kind}.positions")
+
+    @functools.cached_property
+    def windows(self) -> Int64[np.ndarray, "n_windows 3"]:
+        """Windows drawn at random from the text, in its order: sequence, and positions [start, stop) of it."""
+        return self._text(TOKENS_FILE, "windows")
+
+    def window_maxima(self, layer: int, feature: int | None = None) -> Float16[np.ndarray, "..."]:
+        """Highest activation in each of `windows`, of one feature or of a layer's, a row each; 0 where not active."""
+        return self._read(layer, "window_maxima", feature)
+
+    def entries(
+        self, kind: ExampleKind, layer: int, first: int, stop: int
+    ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"], Float32[np.ndarray, " n"]]:
+        """Every activation above zero in the examples of a layer's features [first, stop): feature, flat position,
+        activation."""
+        k = self.info.k
+        starts = self._read(layer, f"{kind}.starts", slice(first * k, stop * k + 1))
+        if starts[0] == starts[-1]:
+            nothing = np.zeros(0, np.int64)
+            return nothing, nothing, nothing.astype(np.float32)
+        own = slice(int(starts[0]), int(starts[-1]))
+        offsets, values = (self._read(layer, f"{kind}.{part}", own) for part in ("offsets", "values"))
+        positions = self._read(layer, f"{kind}.positions", slice(first, stop))
+        counts = np.diff(starts)
+        features = np.repeat(np.arange(first, stop).repeat(k), counts)
+        return features, np.repeat(positions.reshape(-1), counts) - self.info.before + offsets, values
 
     def add_labels(self, name: str, frame: pd.DataFrame) -> None:
         """Join columns to the table, for now and for everybody who opens the store later; labels of that name are

@@ -3,8 +3,9 @@
     store.json               StoreInfo, and every other file's size
     table.parquet            one row per (layer, feature): numbers, shares, promoted tokens; `top_template` is the
                              template position of most of its highest examples, `top_template_share` of how many
-    layer_N.safetensors      one layer's examples, histograms, counts and token effects
-    tokens.safetensors       the text: all sequences' token ids, flat, where each starts, and labels of positions
+    layer_N.safetensors      one layer's examples, histograms, counts, token effects and highest activations in windows
+    tokens.safetensors       the text: all sequences' token ids, flat, where each starts, and labels of positions;
+                             sequence, start and stop of windows drawn at random
     vocabulary.safetensors   every token id's own bytes
     labels/NAME.parquet      what was added later
 
@@ -27,6 +28,7 @@ from safetensors.numpy import save_file
 from tc_adapters_lens.errors import CheckpointError, FeatureStoreError
 from tc_adapters_lens.features.records import KeptExamples, LayerFeatures, StoreInfo, TokenEffects
 from tc_adapters_lens.features.text import Text
+from tc_adapters_lens.features.windows import Windows
 from tc_adapters_lens.models.atomic import atomic_directory, write_json
 from tc_adapters_lens.models.tensor_files import read_json
 from tc_adapters_lens.models.vocabulary import Vocabulary
@@ -37,7 +39,7 @@ TOKENS_FILE = "tokens.safetensors"
 VOCABULARY_FILE = "vocabulary.safetensors"
 LABELS = "labels"
 FORMAT = "tc_adapters_lens.feature_store"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _NESTED = {"promoted": TokenEffects, "inhibited": TokenEffects, "top": KeptExamples, "sampled": KeptExamples}
 
@@ -56,6 +58,7 @@ def write_store(
     info: StoreInfo,
     layers: Iterable[LayerFeatures],
     text: Text,
+    windows: Windows,
     vocabulary: Vocabulary,
 ) -> None:
     """Write a store, one layer at a time; one that stood there is replaced.
@@ -65,6 +68,7 @@ def write_store(
         info: what it holds.
         layers: every layer's features, in order.
         text: where their examples are.
+        windows: those whose highest activations `layers` has.
         vocabulary: of the model.
     Raises:
         FeatureStoreError: something else stands at `directory`, or it cannot be written to.
@@ -82,6 +86,7 @@ def write_store(
         assert n_written == info.n_layers
         table.close()
         arrays = {"tokens": text.tokens.astype(np.int32), "offsets": text.offsets.astype(np.int64)}
+        arrays["windows"] = windows.to_array()
         labels = {"groups": text.groups, "regions": text.regions, "template": text.template}
         arrays |= {name: array.astype(np.uint8) for name, array in labels.items() if array is not None}
         save_file(arrays, partial / TOKENS_FILE)
@@ -107,7 +112,9 @@ def read_info(directory: Path) -> StoreInfo:
         raise FeatureStoreError(str(error)) from error
     for key, wanted in (("format", FORMAT), ("format_version", FORMAT_VERSION)):
         if (got := values.pop(key, None)) != wanted:
-            raise FeatureStoreError(f"{path} must have {key} {wanted!r}. Got {got!r}. Update tc-adapters-lens.")
+            old = isinstance(got, int) and got < FORMAT_VERSION
+            mend = "Make the store again: `tc-adapters features`." if old else "Update tc-adapters-lens."
+            raise FeatureStoreError(f"{path} must have {key} {wanted!r}. Got {got!r}. {mend}")
     for name, size in values.pop("files", {}).items():
         there = (directory / name).stat().st_size if (directory / name).is_file() else None
         if there != size:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from tc_adapters_lens.judge.request import Reply, Request, Spend, Task
 from tc_adapters_lens.judge.rules_classify import classify_by_rules, rules_digest
+from tc_adapters_lens.judge.rules_detect import describe_by_rules, detect_by_rules
 
 __all__ = ["RulesJudge"]
 
-_REPLIES: dict[Task, Callable[[Mapping[str, Any]], str]] = {"classify": classify_by_rules}
+_ANSWERS: dict[Task, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = {
+    "classify": classify_by_rules,
+    "describe": describe_by_rules,
+    "detect": detect_by_rules,
+}
 
 
 class RulesJudge:
@@ -29,7 +35,7 @@ class RulesJudge:
         Raises:
             JudgeError: there are no rules for what is asked.
         """
-        return Reply(_REPLIES[request.task](request.facts))
+        return Reply(json.dumps(_ANSWERS[request.task](request.facts), ensure_ascii=False))
 
     async def close(self) -> None:
         """There is nothing to give back."""

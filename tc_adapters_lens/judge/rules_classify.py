@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -53,8 +52,8 @@ class _Rules:
         return {rule["class"] for rule in self.rules}
 
 
-def classify_by_rules(facts: Mapping[str, Any]) -> str:
-    """Reason and class of a feature, as JSON.
+def classify_by_rules(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Reason and class of a feature.
 
     Args:
         facts: `classes`: names to choose from; `examples`: each with `tokens` and `marked`; `promoted`: tokens.
@@ -75,11 +74,11 @@ def classify_by_rules(facts: Mapping[str, Any]) -> str:
     }
     for rule in rules.rules:
         if "of" not in rule:
-            return json.dumps({"reason": "No kind of token stands out.", "class": rule["class"]})
+            return {"reason": "No kind of token stands out.", "class": rule["class"]}
         share = _share(rule["kind"], [found[: rule.get("first")] for found in kinds[rule["of"]]])
         if share >= rule["least"]:
             reason = f"Of the {rule['of']} tokens {share:.0%} are of the kind {rule['kind']}."
-            return json.dumps({"reason": reason, "class": rule["class"]})
+            return {"reason": reason, "class": rule["class"]}
     raise AssertionError("the last rule always holds")
 
 

@@ -126,6 +126,17 @@ def test_any_other_hook_has_no_promoted_tokens(argv, tmp_path):
     assert store[0, 3].promoted == []
 
 
+def test_as_many_windows_as_are_asked_for(argv, tmp_path):
+    assert main([*argv, "--windows", "5", "--before", "2", "--after", "1"]) == 0
+    store = FeatureStore.open(tmp_path / "store")
+    assert store.info.n_windows == len(store.windows) == 5
+    assert store.window_maxima(0).shape == (store.info.n_features, 5)
+    assert (store.windows[:, 2] - store.windows[:, 1] <= 4).all()
+    assert main([*argv, "--windows", "100000"]) == 0
+    store = FeatureStore.open(tmp_path / "store")
+    assert store.info.n_windows == store.info.n_counted  # there are no more
+
+
 def test_response_positions_alone(argv, tmp_path):
     assert main([*argv, "--positions", "response"]) == 0
     info = FeatureStore.open(tmp_path / "store").info
@@ -198,6 +209,7 @@ def test_an_interrupted_pass_goes_on(argv, tmp_path, monkeypatch, capsys):
     ("extra", "code", "message"),
     [
         (["--k", "0"], 2, "--k must be at least 1. Got 0."),
+        (["--windows", "0"], 2, "--windows must be at least 1. Got 0."),
         (["--before", "200", "--after", "60"], 2, "at most 255 together. Got 200 and 60."),
         (["--shard", "3/3"], 2, "--shard must be I/N, I from 0 to N - 1. Got '3/3'."),
         (["--shard", "0/2", "--merge", "2"], 2, "--shard and --merge exclude each other"),

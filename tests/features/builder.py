@@ -11,6 +11,7 @@ from tc_adapters_lens.features.records import HISTOGRAM_EDGES, KeptExamples, Lay
 from tc_adapters_lens.features.store import FeatureStore
 from tc_adapters_lens.features.store_files import write_store
 from tc_adapters_lens.features.text import Text
+from tc_adapters_lens.features.windows import draw_windows
 from tc_adapters_lens.models.vocabulary import Vocabulary
 
 PAIR = {
@@ -21,6 +22,7 @@ PAIR = {
     "base_fingerprint": "sha256:base",
     "target_fingerprint": "sha256:target",
 }
+N_WINDOWS = 16
 HOSTILE = (
     "<script>window.hacked=1</script>",
     '"><img src=x onerror="window.hacked=1">',
@@ -88,6 +90,7 @@ def synthetic_store(
         "provenance": {"source": "synthetic", "seed": seed},
     }
     info = StoreInfo(
+        n_windows=min(N_WINDOWS, n_tokens),
         n_layers=n_layers,
         n_features=n_features,
         k=k,
@@ -96,7 +99,6 @@ def synthetic_store(
         n_counted=n_tokens,
         **{**values, **changes},
     )
-    layers = (_layer(info, rng, d_vocab, dead, offsets) for _ in range(n_layers))
     text = Text(
         tokens=rng.integers(0, d_vocab, n_tokens),
         offsets=offsets,
@@ -108,11 +110,21 @@ def synthetic_store(
         template_names=info.template,
         group_names=info.groups,
     )
-    write_store(directory, info, layers, text, make_vocabulary(d_vocab, words))
+    windows = draw_windows(text, info.n_windows, info.before, info.after, seed)
+    heights = np.random.default_rng([seed, 1])
+    layers = (_layer(info, rng, heights, d_vocab, dead, offsets) for _ in range(n_layers))
+    write_store(directory, info, layers, text, windows, make_vocabulary(d_vocab, words))
     return FeatureStore.open(directory)
 
 
-def _layer(info: StoreInfo, rng: np.random.Generator, d_vocab: int, dead: float, offsets: np.ndarray) -> LayerFeatures:
+def _layer(
+    info: StoreInfo,
+    rng: np.random.Generator,
+    heights: np.random.Generator,
+    d_vocab: int,
+    dead: float,
+    offsets: np.ndarray,
+) -> LayerFeatures:
     n, k = info.n_features, info.k
     n_active = np.minimum(np.exp(rng.uniform(0, np.log(info.n_tokens), n)).astype(np.int64), info.n_tokens)
     n_active[rng.random(n) < dead] = 0
@@ -132,6 +144,7 @@ def _layer(info: StoreInfo, rng: np.random.Generator, d_vocab: int, dead: float,
         inhibited=_effects(rng, n, d_vocab, -1),
         top=top,
         sampled=_examples(info, rng, n_active, offsets),
+        window_maxima=(maximum[:, None] * heights.random((n, info.n_windows)).round()).astype(np.float16),
     )
 
 

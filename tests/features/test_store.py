@@ -16,6 +16,7 @@ from tc_adapters_lens.features.records import KeptExamples, LayerFeatures, Store
 from tc_adapters_lens.features.store import FeatureStore
 from tc_adapters_lens.features.store_files import write_store
 from tc_adapters_lens.features.text import Text
+from tc_adapters_lens.features.windows import Windows
 from tests.features.builder import HOSTILE, PAIR, make_vocabulary, synthetic_store
 
 # Two sequences: flat positions 0..3 and 4..8. One layer of two features; feature 1 is active at positions 1 and 4.
@@ -38,6 +39,7 @@ INFO = StoreInfo(
     k=3,
     before=2,
     after=1,
+    n_windows=2,
     n_sequences=2,
     n_tokens=9,
     n_counted=8,
@@ -53,6 +55,8 @@ INFO = StoreInfo(
     adapters_fingerprint="xxh3:0",
     histogram_edges=(0.0, 1.0, 2.0),
 )
+
+WINDOWS = Windows(np.array([0, 1]), np.array([1, 0]), np.array([4, 2]), np.array([0, 4]))
 
 
 def examples() -> KeptExamples:
@@ -80,11 +84,12 @@ def layer() -> LayerFeatures:
         inhibited=TokenEffects(effects.ids, -effects.effects),
         top=examples(),
         sampled=examples(),
+        window_maxima=np.array([[0, 0], [0.5, 2.0]], np.float16),
     )
 
 
 def written(directory) -> FeatureStore:
-    write_store(directory, INFO, [layer()], TEXT, make_vocabulary(20))
+    write_store(directory, INFO, [layer()], TEXT, WINDOWS, make_vocabulary(20))
     return FeatureStore.open(directory)
 
 
@@ -104,6 +109,21 @@ def test_a_feature_is_read_back(tmp_path):
     assert (first.start, first.tokens.tolist(), first.activations.tolist()) == (0, [5, 6], [2.0, 0.5])
     assert (second.sequence, second.position, second.group) == (0, 1, "code")
     assert (second.start, second.tokens.tolist(), second.activations.tolist()) == (0, [5, 6, 7], [0.25, 1.5, 0.0])
+
+
+def test_windows_and_entries_of_examples_are_read_back(tmp_path):
+    """The second sequence starts at flat position 4; of the first feature nothing is kept."""
+    store = written(tmp_path / "store")
+    assert store.windows.tolist() == [[0, 1, 4], [1, 0, 2]]
+    assert store.window_maxima(0, 1).tolist() == [0.5, 2.0]
+    assert store.window_maxima(0).tolist() == [[0, 0], [0.5, 2.0]]
+    for kind in ("top", "sampled"):
+        features, positions, values = store.entries(kind, 0, 0, 2)
+        assert features.tolist() == [1, 1, 1, 1]
+        assert positions.tolist() == [4, 5, 0, 1]
+        assert values.tolist() == [2.0, 0.5, 0.25, 1.5]
+        assert [len(part) for part in store.entries(kind, 0, 0, 1)] == [0, 0, 0]
+        assert store.entries(kind, 0, 1, 2)[1].tolist() == [4, 5, 0, 1]
 
 
 def test_a_dead_feature_has_no_examples_and_no_shares(tmp_path):
@@ -231,8 +251,11 @@ def test_a_damaged_description(tmp_path, text):
 def test_description_of_another_version(tmp_path):
     path = written(tmp_path / "store").directory / "store.json"
     values = json.loads(path.read_text())
-    path.write_text(json.dumps({**values, "format_version": 2}))
-    with pytest.raises(FeatureStoreError, match=r"format_version 1\. Got 2\. Update"):
+    path.write_text(json.dumps({**values, "format_version": 3}))
+    with pytest.raises(FeatureStoreError, match=r"format_version 2\. Got 3\. Update"):
+        FeatureStore.open(tmp_path / "store")
+    path.write_text(json.dumps({**values, "format_version": 1}))
+    with pytest.raises(FeatureStoreError, match=r"format_version 2\. Got 1\. Make the store again"):
         FeatureStore.open(path.parent)
     path.write_text(json.dumps({**values, "colour": 2}))
     with pytest.raises(FeatureStoreError, match=r"differs in .*colour"):
@@ -248,9 +271,9 @@ def test_writing_stops_halfway(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_store(tmp_path / "store", INFO, layers(), TEXT, make_vocabulary(20))
+        write_store(tmp_path / "store", INFO, layers(), TEXT, WINDOWS, make_vocabulary(20))
     with pytest.raises(KeyboardInterrupt):
-        write_store(tmp_path / "new", INFO, layers(), TEXT, make_vocabulary(20))
+        write_store(tmp_path / "new", INFO, layers(), TEXT, WINDOWS, make_vocabulary(20))
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
     assert FeatureStore.open(tmp_path / "store")[0, 1].n_active == old[0, 1].n_active
 

@@ -58,6 +58,7 @@ def make_store(directory: Path, model: HookedDiffTransformer, adapters: AdapterS
         k=keeping.k,
         before=keeping.before,
         after=keeping.after,
+        n_windows=len(collector.windows),
         n_sequences=len(text),
         n_tokens=len(tokens),
         n_counted=len(tokens),
@@ -72,7 +73,7 @@ def make_store(directory: Path, model: HookedDiffTransformer, adapters: AdapterS
         adapters="adapters",
         adapters_fingerprint=adapters.fingerprint(),
     )
-    write_store(directory, info, layers, text, make_vocabulary(D_VOCAB, HOSTILE))
+    write_store(directory, info, layers, text, collector.windows, make_vocabulary(D_VOCAB, HOSTILE))
     return FeatureStore.open(directory, adapters)
 
 
