@@ -21,7 +21,7 @@ SUMMARY = "describe features from examples, and score how well the descriptions 
 EXAMPLE = """\
 examples:
   tc-adapters judge detect --run runs/toy --judge rules
-  tc-adapters judge detect --run runs/toy --judge endpoint.yaml --kinds top,sampled,shuffled --dry-run
+  tc-adapters judge detect --run runs/toy --judge endpoint.yaml --dry-run
   tc-adapters judge detect --run runs/toy --judge endpoint.yaml --model target      # its MLP neurons
   tc-adapters judge detect --run runs/toy --judge endpoint.yaml --negatives similar --name hard
 
@@ -52,7 +52,8 @@ def add_arguments(parser: Parser) -> None:
         type=str | None,
         metavar="KIND,KIND",
         help="scores on top: held-out examples of highest activation; sampled: uniform ones; shuffled: the first, by "
-        "another feature's description (default: top,sampled; for neurons, active nearly everywhere, top)",
+        "another feature's description, which shows what chance is (default: all; for neurons, active nearly everywhere, "
+        "top,shuffled)",
     )
     parser.add_argument(
         "--negatives",
@@ -139,7 +140,7 @@ def _written(mean: Mapping[str, float | None] | None) -> str:
 def _kinds(args: Namespace) -> tuple[ScoreKind, ...]:
     """Raises ConfigError: not one or more of the kinds there are."""
     if args.kinds is None:
-        return ("top", "sampled") if args.model == "replacement" else ("top",)
+        return _KINDS if args.model == "replacement" else ("top", "shuffled")
     words = [word.strip() for word in args.kinds.split(",")]
     if unknown := [word for word in words if word not in _KINDS]:
         near = did_you_mean(unknown[0], _KINDS)

@@ -37,7 +37,7 @@ PLANTS = (
     Plant(" 9", " 10", "domain"),
     Plant(" 4", " 5", "domain"),
     Plant(" +", " 3", "domain"),
-    Plant(" it", " is", "general language"),
+    Plant(" the", " it", "general language"),
     Plant(" more", " the", "general language"),
     Plant("The", " it", "general language"),
 )
