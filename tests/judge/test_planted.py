@@ -32,14 +32,14 @@ class Plant(NamedTuple):
 PLANTS = (
     Plant(".", " Wait", "reasoning output"),
     Plant("?", " But", "reasoning output"),
-    Plant(" Wait", " it", "reasoning input"),
+    Plant(" Wait", " the", "reasoning input"),
     Plant(" Hmm", " the", "reasoning input"),
     Plant(" 9", " 10", "domain"),
     Plant(" 4", " 5", "domain"),
     Plant(" +", " 3", "domain"),
-    Plant(" the", " it", "general language"),
+    Plant(" the", " the", "general language"),
     Plant(" more", " the", "general language"),
-    Plant("The", " it", "general language"),
+    Plant("The", " the", "general language"),
 )
 
 
