@@ -37,7 +37,7 @@ PLANTS = (
     Plant(" 9", " 10", "domain"),
     Plant(" 4", " 5", "domain"),
     Plant(" +", " 3", "domain"),
-    Plant(" the", " the", "general language"),
+    Plant(" are", " the", "general language"),
     Plant(" more", " the", "general language"),
     Plant("The", " the", "general language"),
 )
