@@ -76,6 +76,7 @@ def run(args: Namespace) -> dict[str, Any]:
     places |= {"page": out / PAGE, "picture": out / PICTURE, "figures": out / RESULT}
     print("\nWritten:", *(f"  {what:16} {place}" for what, place in places.items()), sep="\n")
     print(f"\nTo look through the features:  tc-adapters serve {out / 'sparse'}")
+    print(f"To sort them into classes:     tc-adapters judge classify --run {out / 'sparse'} --judge rules")
     print(f"To see what makes it say wait: tc-adapters graph --run {out / 'sparse'} --tokens toy --before wait --n 1")
     again = f"tc-adapters intervene --run {out / 'sparse'} --group hesitation-output --problems toy"
     print(f"To switch some of them off:    {again}")
