@@ -52,8 +52,8 @@ def add_arguments(parser: Parser) -> None:
         type=str | None,
         metavar="KIND,KIND",
         help="scores on top: held-out examples of highest activation; sampled: uniform ones; shuffled: the first, by "
-        "another feature's description, which shows what chance is (default: all; for neurons, active nearly everywhere, "
-        "top,shuffled)",
+        "another feature's description, which is the chance check (default: all; for neurons, which are active nearly "
+        "everywhere, top,shuffled)",
     )
     parser.add_argument(
         "--negatives",

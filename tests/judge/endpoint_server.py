@@ -1,8 +1,9 @@
 """An OpenAI-compatible endpoint on this machine that misbehaves as it is told, and counts what it bills.
 
-Questions are "question 17"; a good reply is {"value": 17}. What is told is, by question, a list of acts, one for each
-time it is asked; after them, and for all others, it replies well. A reply is billed when it is made; asked again with
-the same Idempotency-Key, the endpoint sends what it made, or tries to, and bills nothing.
+Questions are "question 17"; a good reply is {"value": 17}, unless a mind is given that reads the request. What is told
+is, by question, a list of acts, one for each time it is asked; after them, and for all others, it replies well. A reply
+is billed when it is made; asked again with the same Idempotency-Key, the endpoint sends what it made, or tries to, and
+bills nothing.
 """
 
 from __future__ import annotations
@@ -32,12 +33,24 @@ class Received:
     began: float
 
 
+class Mind:
+    """What knows good replies."""
+
+    def number(self, body: Mapping[str, Any]) -> int:
+        """Of the question in a request."""
+        return int(body["messages"][-1]["content"].split()[-1])
+
+    def reply(self, body: Mapping[str, Any]) -> str:
+        return json.dumps({"value": self.number(body)})
+
+
 @dataclass
 class Endpoint:
     """What it was told, and what it saw."""
 
     acts: Mapping[int, Sequence[Act]] = field(default_factory=dict)
     delay: float = 0.0
+    mind: Mind = field(default_factory=lambda: Mind())
     url: str = ""
     received: list[Received] = field(default_factory=list)
     billed: Counter[str] = field(default_factory=Counter)
@@ -74,7 +87,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        endpoint, question = self.endpoint, int(body["messages"][-1]["content"].split()[-1])
+        endpoint, question = self.endpoint, self.endpoint.mind.number(body)
         key = self.headers["Idempotency-Key"]
         lower = {name.lower(): value for name, value in self.headers.items()}
         with endpoint.lock:
@@ -117,7 +130,11 @@ Act = Callable[[Handler], None]
 
 
 def well(handler: Handler) -> None:
-    handler.send(handler.made(json.dumps({"value": handler.received.question})))
+    handler.send(_reply(handler))
+
+
+def _reply(handler: Handler) -> bytes:
+    return handler.made(handler.endpoint.mind.reply(handler.received.body))
 
 
 def says(text: str, **choice: Any) -> Act:
@@ -146,7 +163,7 @@ def hangs(seconds: float) -> Act:
 
 def drips(handler: Handler) -> None:
     """A reply that is made, and comes a byte each 50 ms."""
-    whole = handler.made(json.dumps({"value": handler.received.question}))
+    whole = _reply(handler)
     handler.head(len(whole))
     for at in range(60):
         handler.wfile.write(whole[at : at + 1])
@@ -162,7 +179,7 @@ def drops(handler: Handler) -> None:
 
 def drops_midway(handler: Handler) -> None:
     """A reply that is made, half of which comes."""
-    whole = handler.made(json.dumps({"value": handler.received.question}))
+    whole = _reply(handler)
     handler.head(len(whole))
     handler.wfile.write(whole[: len(whole) // 2])
     handler.close_connection = True
@@ -170,7 +187,7 @@ def drops_midway(handler: Handler) -> None:
 
 def half_json(handler: Handler) -> None:
     """A reply that is made, half of which comes as if it were all."""
-    whole = handler.made(json.dumps({"value": handler.received.question}))
+    whole = _reply(handler)
     handler.send(whole[: len(whole) // 2])
 
 
@@ -181,13 +198,15 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def running(acts: Mapping[int, Sequence[Act]] | None = None, delay: float = 0.0) -> Iterator[Endpoint]:
+def running(
+    acts: Mapping[int, Sequence[Act]] | None = None, delay: float = 0.0, mind: Mind | None = None
+) -> Iterator[Endpoint]:
     """An endpoint that runs.
 
     Args:
         delay: seconds before it does anything about a request.
     """
-    endpoint = Endpoint(acts or {}, delay)
+    endpoint = Endpoint({} if acts is None else acts, delay, mind or Mind())
     server = _Server(("127.0.0.1", 0), type("OneHandler", (Handler,), {"endpoint": endpoint}))
     endpoint.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
