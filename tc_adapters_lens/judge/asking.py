@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from tc_adapters_lens.judge.budget import Billed, Budget, Cost, Usage, about_tokens
@@ -58,7 +59,18 @@ class Asker:
             JudgeError: the judge cannot or will not answer, or a reply cannot be written.
             KeyboardInterrupt: at Ctrl-C, once what was out is kept, or at the second one at once; says how far it came.
         """
-        return asyncio.run(Questioning(self, requests, what).run())
+        questioning = Questioning(self, requests, what)
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(questioning.run())
+        with ThreadPoolExecutor(1) as beside:  # a notebook has a loop of its own
+            running = beside.submit(asyncio.run, questioning.run())
+            try:
+                return running.result()
+            except KeyboardInterrupt:
+                questioning.interrupt()
+                return running.result()
 
     def cost(self, requests: Sequence[Request]) -> Cost:
         """What asking would take; nothing is sent."""

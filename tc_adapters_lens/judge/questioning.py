@@ -7,7 +7,7 @@ import contextlib
 import logging
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -66,6 +66,7 @@ class Questioning:
         self._error: JudgeError | None = None
         self._n_interrupts = 0
         self._settled = asyncio.Event()
+        self._interrupt: Callable[[], None] = lambda: None
 
     def _distinct(self, requests: Sequence[Request]) -> list[_Question]:
         """Judges that are not paid see facts that no key holds, so that none of their requests are equal."""
@@ -172,6 +173,10 @@ class Questioning:
                     self._settled = asyncio.Event()
             await settled.wait()
 
+    def interrupt(self) -> None:
+        """What Ctrl-C does, from any thread."""
+        self._interrupt()
+
     def _end(self) -> None:
         """Nothing more is sent."""
         self._ended = True
@@ -193,18 +198,19 @@ class Questioning:
     @contextlib.contextmanager
     def _interrupts(self) -> Iterator[None]:
         """Ctrl-C ends early, the second one at once; in the main thread, which alone gets signals."""
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+
+        def interrupt() -> None:
+            self._n_interrupts += 1
+            loop.call_soon_threadsafe(self._interrupted if self._n_interrupts == 1 else task.cancel)
+
+        self._interrupt = interrupt
         in_main = threading.current_thread() is threading.main_thread()
         if not in_main or signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
             yield
             return
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task is not None
-
-        def handle(number: int, frame: object) -> None:
-            self._n_interrupts += 1
-            loop.call_soon_threadsafe(self._interrupted if self._n_interrupts == 1 else task.cancel)
-
-        previous = signal.signal(signal.SIGINT, handle)
+        previous = signal.signal(signal.SIGINT, lambda number, frame: interrupt())
         try:
             yield
         finally:

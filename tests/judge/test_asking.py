@@ -12,9 +12,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -351,3 +353,36 @@ def test_killed_only_what_is_not_kept_is_sent_again(tmp_path):
         assert values(rest.ask(questions(300), "ask")) == list(range(300))
         assert (rest.usage.sent, rest.usage.kept) == (300 - n_kept, n_kept)
         assert endpoint.n_billed == 300
+
+
+def test_in_a_notebook_which_has_a_loop_of_its_own(tmp_path):
+    async def cell() -> list[int | None]:
+        return values(Asker(FakeJudge(good), replies=Replies(tmp_path)).ask(questions(5), "ask"))
+
+    assert asyncio.run(cell()) == [0, 1, 2, 3, 4]
+
+
+def test_ctrl_c_in_a_notebook_ends_what_runs_beside_it(tmp_path, monkeypatch):
+    """The thread that waits for the answers gets the signal, not the one that asks."""
+    judge = FakeJudge(good)
+
+    class Pool(ThreadPoolExecutor):
+        def submit(self, *arguments):
+            running = super().submit(*arguments)
+            results = iter([interrupted, running.result])
+            return SimpleNamespace(result=lambda: next(results)())
+
+    def interrupted():
+        while len(judge.asked) < 8:
+            time.sleep(0.002)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tc_adapters_lens.judge.asking.ThreadPoolExecutor", Pool)
+
+    async def cell() -> None:
+        Asker(judge, replies=Replies(tmp_path)).ask(questions(500), "ask")
+
+    with pytest.raises(KeyboardInterrupt, match=r"Interrupted: \d+ of 500 are answered and kept."):
+        asyncio.run(cell())
+    assert 8 <= len(judge.asked) < 100
+    assert len(files(tmp_path)) == len(judge.asked)
