@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jsonargparse import Namespace
 
 from tc_adapters_lens.cli import judge_options, options
 from tc_adapters_lens.cli.parser import Parser
-from tc_adapters_lens.errors import ConfigError
-from tc_adapters_lens.models.names import FEATURE_STORES
 
 SUMMARY = "sort a sample of features into classes, and tell how many there are of each"
 EXAMPLE = """\
@@ -29,43 +27,26 @@ as prompts/classify.yaml in the package is. `rules` knows the classes of that on
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument(
-        "--run", type=str, required=True, metavar="DIR", help="a training run with features; gets judge/"
-    )
-    parser.add_argument(
-        "--model",
-        type=Literal["replacement", "target", "base"],
-        default="replacement",
-        help="whose: adapter features of the replacement model, or MLP neurons of target or base",
-    )
-    judge_options.add_judge(parser)
-    parser.add_argument("--per-layer", type=int, default=250, metavar="N", help="features drawn from each layer")
-    parser.add_argument(
-        "--min-frequency", type=float, default=0.0, help="draw features active at this share of positions at least"
-    )
-    parser.add_argument("--seed", type=int, default=42, help="of the draw")
+    judge_options.add_features(parser, per_layer=250, min_frequency=0.0)
     parser.add_argument("--prompts", type=str | None, metavar="FILE", help="YAML file of classes and prompts")
     parser.add_argument("--examples", type=int, default=10, metavar="N", help="highest examples shown of a feature")
-    parser.add_argument("--name", type=str | None, help="keeps the result beside others of this run and model")
+    judge_options.add_judge(parser)
     options.add_json(parser)
 
 
 def run(args: Namespace) -> dict[str, Any]:
-    _check(args)
+    options.require_at_least(args, 1, "examples")
     from tc_adapters_lens.evaluation.record import versions
-    from tc_adapters_lens.features.store import FeatureStore
     from tc_adapters_lens.judge.classify import ClassLabels, class_requests, classify, shares
     from tc_adapters_lens.judge.prompt_files import load_prompts
     from tc_adapters_lens.judge.results import about_store, result_file, write_result
-    from tc_adapters_lens.judge.sample import sample_features
 
     directory = Path(args.run).expanduser()
     path = result_file(directory, "classify", args.model, args.name)
     prompts = load_prompts("classify", args.prompts)
-    store = FeatureStore.open(directory / FEATURE_STORES[args.model])
+    store, samples = judge_options.open_features(args)
     labels = ClassLabels.named(args.name)
     labels.require_free(store)
-    samples = sample_features(store, args.per_layer, args.min_frequency, args.seed)
     asker = judge_options.open_asker(args, directory)
     requests = class_requests(store, samples, prompts, args.examples)
     if args.dry_run:
@@ -146,11 +127,3 @@ def _layer_lines(result: Mapping[str, Any]) -> list[str]:
 
 def _in_brackets(share: Mapping[str, float] | None) -> str:
     return "" if share is None else f"{share['value']:.0%} ({share['low'] * 100:.0f}-{share['high'] * 100:.0f})"
-
-
-def _check(args: Namespace) -> None:
-    options.require_at_least(args, 1, "per_layer", "examples")
-    if args.seed < 0:
-        raise ConfigError(f"--seed must not be negative. Got {args.seed}.")
-    if not 0 <= args.min_frequency <= 1:
-        raise ConfigError(f"--min-frequency must be a share, from 0 to 1. Got {args.min_frequency:g}.")

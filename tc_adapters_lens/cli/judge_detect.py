@@ -10,7 +10,6 @@ from jsonargparse import Namespace
 from tc_adapters_lens.cli import judge_options, options
 from tc_adapters_lens.cli.parser import Parser
 from tc_adapters_lens.errors import ConfigError, did_you_mean
-from tc_adapters_lens.models.names import FEATURE_STORES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,20 +32,7 @@ _KINDS = ("top", "sampled", "shuffled")
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument(
-        "--run", type=str, required=True, metavar="DIR", help="a training run with features/; gets judge/"
-    )
-    parser.add_argument(
-        "--model",
-        type=Literal["replacement", "target", "base"],
-        default="replacement",
-        help="whose units: adapter features of the replacement model, or MLP neurons of target or base",
-    )
-    parser.add_argument("--per-layer", type=int, default=100, metavar="N", help="features drawn from each layer")
-    parser.add_argument(
-        "--min-frequency", type=float, default=1e-4, metavar="SHARE", help="of the positions, at which they are active"
-    )
-    parser.add_argument("--seed", type=int, default=42, help="of which features, and which texts")
+    judge_options.add_features(parser, per_layer=100, min_frequency=1e-4)
     parser.add_argument(
         "--kinds",
         type=str | None,
@@ -63,31 +49,25 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--prompts-describe", type=str | None, metavar="FILE", help="YAML, in place of our own prompts")
     parser.add_argument("--prompts-detect", type=str | None, metavar="FILE", help="YAML, in place of our own prompts")
-    parser.add_argument("--name", type=str | None, help="tells the result from others of this run and model")
     judge_options.add_judge(parser)
     options.add_json(parser)
 
 
 def run(args: Namespace) -> dict[str, Any]:
-    options.require_at_least(args, 1, "per_layer")
-    options.require_at_least(args, 0, "min_frequency", "seed")
     kinds = _kinds(args)
     from tc_adapters_lens.evaluation.record import versions
-    from tc_adapters_lens.features.store import FeatureStore
     from tc_adapters_lens.judge.detect import Detection, labels
     from tc_adapters_lens.judge.detection_texts import N_EXEMPLARS, N_TEXTS
     from tc_adapters_lens.judge.prompt_files import load_prompts
     from tc_adapters_lens.judge.results import about_store, result_file, write_result
-    from tc_adapters_lens.judge.sample import sample_features
 
-    directory = Path(args.run)
+    directory = Path(args.run).expanduser()
     path = result_file(directory, "detect", args.model, args.name)
     prompts = {
         "describe": load_prompts("describe", args.prompts_describe),
         "detect": load_prompts("detect", args.prompts_detect),
     }
-    store = FeatureStore.open(directory / FEATURE_STORES[args.model])
-    samples = sample_features(store, args.per_layer, args.min_frequency, args.seed)
+    store, samples = judge_options.open_features(args)
     detection = Detection.of(store, samples, kinds, args.seed, args.negatives, **prompts)
     asker = judge_options.open_asker(args, directory)
     if args.dry_run:

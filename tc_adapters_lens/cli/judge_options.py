@@ -1,27 +1,76 @@
-"""Who judges: options that the verbs of `tc-adapters judge` share."""
+"""Who judges which features: options that the verbs of `tc-adapters judge` share."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import Namespace
 
 from tc_adapters_lens.cli.options import flag, require_at_least
 from tc_adapters_lens.cli.parser import Parser
 from tc_adapters_lens.errors import ConfigError
+from tc_adapters_lens.models.names import FEATURE_STORES
 
 if TYPE_CHECKING:
+    from tc_adapters_lens.features.store import FeatureStore
     from tc_adapters_lens.judge.asking import Asker
     from tc_adapters_lens.judge.budget import Cost
     from tc_adapters_lens.judge.request import Judge
+    from tc_adapters_lens.judge.sample import LayerSample
 
-__all__ = ["RULES", "add_judge", "open_asker", "print_cost"]
+__all__ = ["RULES", "add_features", "add_judge", "open_asker", "open_features", "print_cost"]
 
 RULES = "rules"
 _OF_ENDPOINT = ("judge_model", "base_url", "api_key_env", "concurrency", "max_requests", "max_tokens")
+
+
+def add_features(parser: Parser, per_layer: int, min_frequency: float) -> None:
+    """Which features are judged, and under which name the result is kept.
+
+    Args:
+        per_layer, min_frequency: the defaults of these options.
+    """
+    parser.add_argument(
+        "--run", type=str, required=True, metavar="DIR", help="a training run with features/; gets judge/"
+    )
+    parser.add_argument(
+        "--model",
+        type=Literal["replacement", "target", "base"],
+        default="replacement",
+        help="whose: adapter features of the replacement model, or MLP neurons of target or base",
+    )
+    parser.add_argument("--per-layer", type=int, default=per_layer, metavar="N", help="features drawn from each layer")
+    parser.add_argument(
+        "--min-frequency",
+        type=float,
+        default=min_frequency,
+        metavar="SHARE",
+        help="draw features active at this share of positions at least",
+    )
+    parser.add_argument("--seed", type=int, default=42, help="of all that is drawn")
+    parser.add_argument("--name", type=str | None, help="keeps the result beside others of this run and model")
+
+
+def open_features(args: Namespace) -> tuple[FeatureStore, list[LayerSample]]:
+    """The store of the run, and which of its features are judged.
+
+    Raises:
+        ConfigError: an option is not what it must be.
+        FeatureStoreError: the run has no such store.
+        JudgeError: no feature can be drawn.
+    """
+    from tc_adapters_lens.features.store import FeatureStore
+    from tc_adapters_lens.judge.sample import sample_features
+
+    require_at_least(args, 1, "per_layer")
+    require_at_least(args, 0, "seed")
+    if not 0 <= args.min_frequency <= 1:
+        raise ConfigError(f"--min-frequency must be a share, from 0 to 1. Got {args.min_frequency:g}.")
+    store = FeatureStore.open(Path(args.run).expanduser() / FEATURE_STORES[args.model])
+    return store, sample_features(store, args.per_layer, args.min_frequency, args.seed)
 
 
 def add_judge(parser: Parser) -> None:

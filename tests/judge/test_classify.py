@@ -287,7 +287,7 @@ def test_a_dry_run_asks_nothing(run, verb) -> None:
     [
         (["--per-layer", "0"], 2, "--per-layer must be at least 1. Got 0."),
         (["--examples", "0"], 2, "--examples must be at least 1. Got 0."),
-        (["--seed", "-1"], 2, "--seed must not be negative. Got -1."),
+        (["--seed", "-1"], 2, "--seed must be at least 0. Got -1."),
         (["--min-frequency", "1.5"], 2, "--min-frequency must be a share, from 0 to 1. Got 1.5."),
         (["--min-frequency", "-0.1"], 2, "--min-frequency must be a share, from 0 to 1. Got -0.1."),
         (["--min-frequency", "often"], 2, "--min-frequency must be a float. Got 'often'."),

@@ -65,11 +65,11 @@ def test_results_by_name_and_model(run, capsys):
     assert main([*DETECT, *words]) == 0
     result = read_result(run / "judge" / "detect-replacement-hard.json", "detect")
     assert result["negatives"] == "similar"
-    assert list(result["overall"]["scores"]) == ["top", "sampled"]
+    assert list(result["overall"]["scores"]) == ["top", "sampled", "shuffled"]
     assert "score_top_hard" in FeatureStore.open(run / "features").column_names
     assert main([*DETECT, "--run", str(run), "--model", "target"]) == 0
     neurons = read_result(run / "judge" / "detect-target.json", "detect")
-    assert list(neurons["overall"]["scores"]) == ["top"]
+    assert list(neurons["overall"]["scores"]) == ["top", "shuffled"]
     assert neurons["overall"]["scores"]["top"]["mean"]["value"] == 1.0
     assert "-" not in capsys.readouterr().out.split("Written")[0].splitlines()[3]
 
@@ -79,7 +79,7 @@ def test_a_dry_run_asks_and_writes_nothing(run, tmp_path, capsys):
     words = ["--run", str(run), "--name", "dry", "--dry-run", "--json", str(said)]
     assert main([*DETECT, *words]) == 0
     parts = json.loads(said.read_text())["parts"]
-    assert {name: part["n_requests"] for name, part in parts.items()} == {"describe": 12, "detect": 24}
+    assert {name: part["n_requests"] for name, part in parts.items()} == {"describe": 12, "detect": 36}
     assert not (run / "judge" / "detect-replacement-dry.json").exists()
     assert "describe" in capsys.readouterr().out
 
@@ -92,7 +92,8 @@ def test_a_dry_run_asks_and_writes_nothing(run, tmp_path, capsys):
         ("--seed -1", "--seed must be at least 0. Got -1."),
         ("--name a/b", "--name must be of letters, digits and underscores. Got 'a/b'."),
         ("--model base", "is not a feature store: there is no such directory. Make one"),
-        ("--min-frequency 2", "At least one feature must be active at 2 of the positions."),
+        ("--min-frequency 2", "--min-frequency must be a share, from 0 to 1. Got 2."),
+        ("--min-frequency 1", "At least one feature must be active at 1 of the positions."),
         ("--prompts-detect nowhere.yaml", "Prompts must be a YAML file. nowhere.yaml cannot be read"),
     ],
 )
