@@ -296,13 +296,16 @@ def test_an_evaluation_of_a_tiny_pair_agrees_on_every_figure(family, positions, 
 
 def test_an_evaluation_of_the_built_in_pair_agrees_on_every_figure(tmp_path, capsys):
     case = Case(tmp_path, str(toy.BASE), str(toy.TARGET), random_state(4, 128, 0.05))
-    case.evaluate(toy.EVAL_TOKENS, *EVERYTHING, "--seed", "7", sequences=("--max-sequences", "24"))
+    case.evaluate(toy.EVAL_TOKENS, *EVERYTHING, "--seed", "7", sequences=("--max-sequences", "12"))
     capsys.readouterr()
     assert case.check() == 0
     assert "\n175 figures, 0 differ" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3", "gemma2", "neox"])
+_SLOW = [pytest.param(family, marks=pytest.mark.slow) for family in ("qwen3", "neox")]
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma2", *_SLOW])
 def test_trained_baselines_agree_too(family, tmp_path, capsys):
     models = [
         str(save(m, tmp_path / n, word_tokenizer())) for n, m in zip(("base", "target"), tiny_pair(family), strict=True)

@@ -27,7 +27,8 @@ from tc_adapters_lens.integrations.circuit_tracer.summary import Words
 from tc_adapters_lens.integrations.circuit_tracer.targets import GraphTargets
 from tc_adapters_lens.integrations.circuit_tracer.trace import trace
 from tc_adapters_lens.models.atomic import writing
-from tc_adapters_lens.models.tensor_files import first_line, open_safetensors
+from tc_adapters_lens.models.json_files import first_line
+from tc_adapters_lens.models.tensor_files import open_safetensors
 
 __all__ = ["GraphOutcome", "GraphSettings", "make_graphs", "slug_of"]
 

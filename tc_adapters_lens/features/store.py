@@ -28,7 +28,7 @@ from tc_adapters_lens.features.store_files import (
     read_info,
 )
 from tc_adapters_lens.models.atomic import atomic_file
-from tc_adapters_lens.models.tensor_files import first_line
+from tc_adapters_lens.models.json_files import first_line
 from tc_adapters_lens.models.vocabulary import Vocabulary
 
 if TYPE_CHECKING:

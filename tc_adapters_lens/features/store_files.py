@@ -30,7 +30,7 @@ from tc_adapters_lens.features.records import KeptExamples, LayerFeatures, Store
 from tc_adapters_lens.features.text import Text
 from tc_adapters_lens.features.windows import Windows
 from tc_adapters_lens.models.atomic import atomic_directory, write_json
-from tc_adapters_lens.models.tensor_files import read_json
+from tc_adapters_lens.models.json_files import read_json
 from tc_adapters_lens.models.vocabulary import Vocabulary
 
 STORE_FILE = "store.json"

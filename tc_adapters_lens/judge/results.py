@@ -10,8 +10,8 @@ from typing import Any, Literal
 from tc_adapters_lens.errors import CheckpointError, ConfigError, JudgeError
 from tc_adapters_lens.features.records import ModelKind, StoreInfo
 from tc_adapters_lens.models.atomic import atomic_file, write_json
+from tc_adapters_lens.models.json_files import read_json
 from tc_adapters_lens.models.names import JUDGE
-from tc_adapters_lens.models.tensor_files import read_json
 
 __all__ = ["FORMATS", "REPLIES", "ResultKind", "about_store", "read_result", "result_file", "results", "write_result"]
 

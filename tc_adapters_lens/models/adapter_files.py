@@ -20,9 +20,10 @@ from safetensors.torch import save_file
 from tc_adapters_lens.errors import AdapterSetError, CheckpointError
 from tc_adapters_lens.models.adapters import adapter_shapes, check_adapter_config
 from tc_adapters_lens.models.atomic import write_json
+from tc_adapters_lens.models.json_files import first_line, read_json
 from tc_adapters_lens.models.names import SET_FILE, hook_delta, hook_in
 from tc_adapters_lens.models.pair_info import PairInfo
-from tc_adapters_lens.models.tensor_files import first_line, open_safetensors, read_json, shapes_in
+from tc_adapters_lens.models.tensor_files import open_safetensors, shapes_in
 
 FORMAT = "tc_adapters_lens.adapter_set"
 FORMAT_VERSION = 1

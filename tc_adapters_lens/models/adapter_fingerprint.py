@@ -13,8 +13,9 @@ import xxhash
 from safetensors import SafetensorError
 
 from tc_adapters_lens.errors import AdapterSetError, CheckpointError
+from tc_adapters_lens.models.json_files import first_line, read_json
 from tc_adapters_lens.models.names import PARAMETERS, SET_FILE
-from tc_adapters_lens.models.tensor_files import first_line, open_safetensors, read_json
+from tc_adapters_lens.models.tensor_files import open_safetensors
 
 _WEIGHTS_FILE = "sae_weights.safetensors"  # SAELens' name for it
 

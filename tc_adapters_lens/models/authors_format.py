@@ -27,8 +27,9 @@ from tc_adapters_lens.models.adapter_set import AdapterSet
 from tc_adapters_lens.models.adapters import make_adapter
 from tc_adapters_lens.models.atomic import atomic_directory, write_json
 from tc_adapters_lens.models.checkpoints import Checkpoint, locate
+from tc_adapters_lens.models.json_files import read_json
 from tc_adapters_lens.models.pair_info import PairInfo, check_same_pair
-from tc_adapters_lens.models.tensor_files import INDEX_FILE, TensorFiles, read_json
+from tc_adapters_lens.models.tensor_files import INDEX_FILE, TensorFiles
 
 # parameter -> the module's tensor, and whether torch's Linear holds it transposed
 _TENSOR_OF = {

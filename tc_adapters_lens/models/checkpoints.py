@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from tc_adapters_lens import toy
 from tc_adapters_lens.errors import CheckpointError, did_you_mean
 from tc_adapters_lens.models.hub import download_model, is_hub_id
-from tc_adapters_lens.models.tensor_files import TensorFiles, first_line, read_json
+from tc_adapters_lens.models.json_files import first_line, read_json
+from tc_adapters_lens.models.tensor_files import TensorFiles
 
 Source = str | Path | PreTrainedModel | tuple[PreTrainedModel, PreTrainedTokenizerBase | None]
 

@@ -27,8 +27,9 @@ from tc_adapters_lens.models.adapter_files import AdapterSetInfo, read_informati
 from tc_adapters_lens.models.atomic import atomic_directory, write_json
 from tc_adapters_lens.models.diff_transformer import HookedDiffTransformer
 from tc_adapters_lens.models.families import FAMILIES
+from tc_adapters_lens.models.json_files import first_line
 from tc_adapters_lens.models.pair_info import PairInfo, check_same_pair
-from tc_adapters_lens.models.tensor_files import first_line, open_safetensors, shapes_in
+from tc_adapters_lens.models.tensor_files import open_safetensors, shapes_in
 
 DESCRIPTION_FILE, WEIGHTS_FILE = "dense_weights.json", "weights.safetensors"
 FORMAT = "tc_adapters_lens.dense_weights"

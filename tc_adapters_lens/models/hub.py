@@ -20,7 +20,8 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 
 from tc_adapters_lens.errors import AdapterSetError, CheckpointError
-from tc_adapters_lens.models.tensor_files import INDEX_FILE, SINGLE_FILE, first_line, read_weight_map
+from tc_adapters_lens.models.json_files import first_line
+from tc_adapters_lens.models.tensor_files import INDEX_FILE, SINGLE_FILE, read_weight_map
 
 CONFIG_AND_TOKENIZER = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
 _ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[\w.\-]+)?")

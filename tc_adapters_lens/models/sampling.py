@@ -26,9 +26,9 @@ from transformers import (
 
 from tc_adapters_lens.errors import CheckpointError, ConfigError, DataError
 from tc_adapters_lens.models.checkpoints import Checkpoint
+from tc_adapters_lens.models.json_files import first_line
 from tc_adapters_lens.models.pair import hf_model
 from tc_adapters_lens.models.pair_checks import checkpoint_checks
-from tc_adapters_lens.models.tensor_files import first_line
 
 LONGEST_DEFAULT = 2048  # new tokens
 COOLEST = 1e-4  # below it logits divided by the temperature leave float32's range

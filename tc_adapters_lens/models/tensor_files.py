@@ -6,7 +6,7 @@ Files are mapped into memory, so a tensor costs what is read of it. Nothing here
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tc_adapters_lens.errors import CheckpointError, did_you_mean
+from tc_adapters_lens.models.json_files import first_line, read_json
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -116,27 +117,6 @@ def read_weight_map(directory: Path) -> dict[str, str]:
     if not plain or not weight_map:
         raise CheckpointError(f"{path} must hold a 'weight_map' of tensor names to file names in its own directory.")
     return weight_map
-
-
-def read_json(path: Path) -> Mapping[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        CheckpointError: unreadable, not JSON, or not an object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {first_line(error)}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} must hold a JSON object. Got {type(value).__name__}.")
-    return value
-
-
-def first_line(error: BaseException, limit: int = 200) -> str:
-    """The first line of an exception's message, shortened, or its type when it has none."""
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return line if len(line) <= limit else line[: limit - 3] + "..."
 
 
 def _no_safetensors(directory: Path) -> str:

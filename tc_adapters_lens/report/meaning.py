@@ -14,9 +14,8 @@ from typing import Any, Literal, get_args
 from tc_adapters_lens.errors import CheckpointError, RunError
 from tc_adapters_lens.features.records import ModelKind
 from tc_adapters_lens.judge.results import result_file, results
-from tc_adapters_lens.models.adapter_fingerprint import stored_fingerprint
+from tc_adapters_lens.models.json_files import read_json
 from tc_adapters_lens.models.names import ADAPTERS, OVERLAP, SET_FILE
-from tc_adapters_lens.models.tensor_files import read_json
 from tc_adapters_lens.report.checks import (
     Check,
     WrongValue,
@@ -109,6 +108,8 @@ def read_results(run: Path, label: str, evaluation: Mapping[str, Any]) -> tuple[
 
     @cache
     def own_adapters() -> str | None:
+        from tc_adapters_lens.models.adapter_fingerprint import stored_fingerprint  # torch, for runs that were judged
+
         return stored_fingerprint(run / ADAPTERS) if (run / ADAPTERS / SET_FILE).is_file() else None
 
     found: list[Result] = []

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from tc_adapters_lens.errors import ConfigError, DataError, did_you_mean
-from tc_adapters_lens.models.tensor_files import first_line
+from tc_adapters_lens.models.json_files import first_line
 from tc_adapters_lens.training.chat import ChatEncoder, Encoded, Unusable
 from tc_adapters_lens.training.config import DataConfig, read_chat_template
 from tc_adapters_lens.training.data_cache import load_or_make

@@ -30,7 +30,7 @@ from safetensors.numpy import save_file
 
 from tc_adapters_lens.errors import DataError
 from tc_adapters_lens.models.atomic import atomic_file
-from tc_adapters_lens.models.tensor_files import first_line
+from tc_adapters_lens.models.json_files import first_line
 from tc_adapters_lens.training.report import DataReport
 from tc_adapters_lens.training.sequences import TokenSequences
 

@@ -8,7 +8,7 @@ import datasets
 from datasets import config as datasets_config
 
 from tc_adapters_lens.errors import DataError
-from tc_adapters_lens.models.tensor_files import first_line
+from tc_adapters_lens.models.json_files import first_line
 from tc_adapters_lens.training.config import DataConfig
 from tc_adapters_lens.training.data_key import LocalContent
 

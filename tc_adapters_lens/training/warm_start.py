@@ -9,7 +9,7 @@ from sae_lens import SAE, Transcoder
 
 from tc_adapters_lens.errors import AdapterSetError
 from tc_adapters_lens.models.adapter_set import PARAMETERS, AdapterSet, is_adapter_set
-from tc_adapters_lens.models.tensor_files import first_line
+from tc_adapters_lens.models.json_files import first_line
 
 
 def load_warm_start(directory: str | Path, fresh: AdapterSet) -> AdapterSet:

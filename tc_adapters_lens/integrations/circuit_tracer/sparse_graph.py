@@ -28,7 +28,8 @@ from torch import Tensor
 from tc_adapters_lens.errors import CheckpointError, GraphError
 from tc_adapters_lens.integrations.circuit_tracer import graph_checks
 from tc_adapters_lens.models.atomic import atomic_directory, write_json
-from tc_adapters_lens.models.tensor_files import first_line, open_safetensors, read_json
+from tc_adapters_lens.models.json_files import first_line, read_json
+from tc_adapters_lens.models.tensor_files import open_safetensors
 
 if TYPE_CHECKING:
     from circuit_tracer.graph import Graph

@@ -17,8 +17,8 @@ from tc_adapters_lens.models.adapter_set import AdapterSet
 from tc_adapters_lens.models.atomic import atomic_directory
 from tc_adapters_lens.models.checkpoints import Checkpoint
 from tc_adapters_lens.models.feature_group import FeatureGroup
+from tc_adapters_lens.models.json_files import first_line
 from tc_adapters_lens.models.pair_info import PairInfo, check_same_pair
-from tc_adapters_lens.models.tensor_files import first_line
 
 _README = """\
 # Transcoder adapters: {base} to {target}
