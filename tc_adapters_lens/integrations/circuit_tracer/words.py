@@ -26,7 +26,8 @@ _IN_LABEL = 3
 
 
 class StoreWords:
-    """Of a store's features; a description or class that was added to it is their label."""
+    """Of a store's features; a description that was added to it is their label, else what they promote. A class is
+    not: many features have the same one."""
 
     def __init__(self, store: FeatureStore):
         self._store = store
@@ -37,9 +38,9 @@ class StoreWords:
         if key not in self._read:
             feature = self._store[key]
             promoted = tuple(effect.text for effect in feature.promoted[:_N_TOKENS])
-            given = [feature.labels.get(name) for name in ("description", "class")]
+            description = feature.labels.get("description")
             self._read[key] = FeatureWords(
-                label=next((text for text in given if isinstance(text, str) and text), label_of(promoted)),
+                label=description if isinstance(description, str) and description else label_of(promoted),
                 promoted=promoted,
                 inhibited=tuple(effect.text for effect in feature.inhibited[:_N_TOKENS]),
                 frequency=feature.frequency,
