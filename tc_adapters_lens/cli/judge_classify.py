@@ -23,7 +23,7 @@ the store gets a column `class` (`class_NAME`) for `serve` and `group --where 'c
 before every feature is answered for.
 
 --prompts is a YAML file of classes (name, description, and at will a group that several share), system and user prompt,
-as prompts/classify.yaml in the package is. `rules` knows the classes of that one only."""
+as tc_adapters_lens/judge/prompts/classify.yaml is. `rules` knows the classes of that one only."""
 
 
 def add_arguments(parser: Parser) -> None:
