@@ -214,6 +214,7 @@ def test_processes_that_disagree_are_told(two: Path) -> None:
         assert process["other"].startswith("All processes must have the same seed. Got 0 (process 0) and 1 (process 1)")
 
 
+@pytest.mark.slow
 def test_a_batch_smaller_than_the_processes_is_one_line(root: Path) -> None:
     process = torchrun_cli("--config", root / "config.yaml", "--out", root / "x", "--training.batch_size_prompts", "1")
     code, lines = ends(process)
