@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
@@ -28,19 +28,8 @@ then once with --merge 4. The store is, to the bit, what one process makes."""
 
 def add_arguments(parser: Parser) -> None:
     of_run.add_adapters(parser, "features/, which `serve`, `dashboard` and `export` read")
-    options.add_text(
-        parser,
-        "held-out text: jsonl rows with `input_ids`, as `generate` writes them, or any dataset of text or chats; "
-        "toy: the built-in pair's",
-        positions="all",
-        verb="read",
-    )
-    parser.add_argument(
-        "--model",
-        type=Literal["replacement", "target", "base"],
-        default="replacement",
-        help="whose units: adapter features of the replacement model, or MLP neurons of target or base",
-    )
+    options.add_held_out(parser)
+    options.add_units(parser)
     parser.add_argument(
         "--hook",
         type=str | None,

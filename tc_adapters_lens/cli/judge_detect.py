@@ -10,6 +10,7 @@ from jsonargparse import Namespace
 from tc_adapters_lens.cli import judge_options, options
 from tc_adapters_lens.cli.parser import Parser
 from tc_adapters_lens.errors import ConfigError, did_you_mean
+from tc_adapters_lens.models.names import SCORE_KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,8 +28,6 @@ examples:
 A feature is described from at most 10 examples. The judge then sorts 10 texts by that description alone: 5 in which the
 feature is active, of other sequences, and 5 in which it is not. The score is the share sorted right; chance is 0.5.
 The result is RUN/judge/detect-MODEL.json, and columns of the store."""
-
-_KINDS = ("top", "sampled", "shuffled")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -120,9 +119,9 @@ def _written(mean: Mapping[str, float | None] | None) -> str:
 def _kinds(args: Namespace) -> tuple[ScoreKind, ...]:
     """Raises ConfigError: not one or more of the kinds there are."""
     if args.kinds is None:
-        return _KINDS if args.model == "replacement" else ("top", "shuffled")
+        return SCORE_KINDS if args.model == "replacement" else ("top", "shuffled")
     words = [word.strip() for word in args.kinds.split(",")]
-    if unknown := [word for word in words if word not in _KINDS]:
-        near = did_you_mean(unknown[0], _KINDS)
-        raise ConfigError(f"--kinds must be of {', '.join(_KINDS)}, with commas. Got '{unknown[0]}'.{near}")
-    return tuple(kind for kind in _KINDS if kind in words)
+    if unknown := [word for word in words if word not in SCORE_KINDS]:
+        near = did_you_mean(unknown[0], SCORE_KINDS)
+        raise ConfigError(f"--kinds must be of {', '.join(SCORE_KINDS)}, with commas. Got '{unknown[0]}'.{near}")
+    return tuple(kind for kind in SCORE_KINDS if kind in words)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from tc_adapters_lens.cli.options import flag, require_at_least
+from tc_adapters_lens.cli.options import add_units, flag, require_at_least
 from tc_adapters_lens.cli.parser import Parser
 from tc_adapters_lens.errors import ConfigError
 from tc_adapters_lens.models.names import FEATURE_STORES
@@ -36,12 +36,7 @@ def add_features(parser: Parser, per_layer: int, min_frequency: float) -> None:
     parser.add_argument(
         "--run", type=str, required=True, metavar="DIR", help="a training run with features/; gets judge/"
     )
-    parser.add_argument(
-        "--model",
-        type=Literal["replacement", "target", "base"],
-        default="replacement",
-        help="whose: adapter features of the replacement model, or MLP neurons of target or base",
-    )
+    add_units(parser)
     parser.add_argument("--per-layer", type=int, default=per_layer, metavar="N", help="features drawn from each layer")
     parser.add_argument(
         "--min-frequency",

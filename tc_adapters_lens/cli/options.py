@@ -77,6 +77,27 @@ def add_text(parser: Parser, tokens: str, positions: Literal["all", "response"],
     parser.add_argument("--batch-size", type=int, default=8, help="sequences in one forward pass")
 
 
+def add_held_out(parser: Parser) -> None:
+    """`add_text`, for text in which features are looked for."""
+    add_text(
+        parser,
+        "held-out text: jsonl rows with `input_ids`, as `generate` writes them, or any dataset of text or chats; "
+        "toy: the built-in pair's",
+        positions="all",
+        verb="read",
+    )
+
+
+def add_units(parser: Parser) -> None:
+    """--model, whose units a feature store is about: a `ModelKind`."""
+    parser.add_argument(
+        "--model",
+        type=Literal["replacement", "target", "base"],
+        default="replacement",
+        help="whose units: adapter features of the replacement model, or MLP neurons of target or base",
+    )
+
+
 def text_config(args: Namespace) -> DataConfig:
     """The text that the options of `add_text` name; --seed draws its --max-sequences."""
     from tc_adapters_lens.training.config import DataConfig

@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 from tc_adapters_lens.cli import of_run, options
 from tc_adapters_lens.cli.parser import Parser
 from tc_adapters_lens.errors import ConfigError
-from tc_adapters_lens.models.names import FEATURE_STORES, OVERLAP
+from tc_adapters_lens.models.names import FEATURE_STORES, OVERLAP, OVERLAP_FORMAT, OVERLAP_VERSION
 
 if TYPE_CHECKING:
     from tc_adapters_lens.features.overlap import ActivationOverlap
@@ -32,20 +32,13 @@ in the replacement model, so overlap is 100% there, and "1 on" is of the other l
 Memory grows with how often features are active: about 30 bytes each time, 1.7 GB for 5 million tokens of 28 layers at
 an L0 of 0.4 a layer. Where that is too much, read fewer with --max-sequences."""
 
-FORMAT, FORMAT_VERSION = "tc_adapters_lens.activation_overlap", 1
 LABELS = "overlap"
 _MODELS = ("target", "base")
 
 
 def add_arguments(parser: Parser) -> None:
     of_run.add_adapters(parser, f"{OVERLAP}, and the columns overlap_target and overlap_base in features/")
-    options.add_text(
-        parser,
-        "held-out text: jsonl rows with `input_ids`, as `generate` writes them, or any dataset of text or chats; "
-        "toy: the built-in pair's",
-        positions="all",
-        verb="read",
-    )
+    options.add_held_out(parser)
     parser.add_argument(
         "--min-active", type=int, default=10, metavar="N", help="leave out features active at fewer positions"
     )
@@ -99,8 +92,8 @@ def run(args: Namespace) -> dict[str, Any]:
         progress=Progress(out.with_name(f".{out.name}.partial.safetensors"), key),
     )
     result = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format": OVERLAP_FORMAT,
+        "format_version": OVERLAP_VERSION,
         **about,
         "n_sequences": len(sequences),
         **summary(overlap, args.seed),

@@ -23,16 +23,14 @@ from tc_adapters_lens.judge.detection_texts import N_TEXTS, FeatureTexts, Negati
 from tc_adapters_lens.judge.prompt_files import Prompts
 from tc_adapters_lens.judge.request import Form, Request
 from tc_adapters_lens.judge.sample import LayerSample
+from tc_adapters_lens.models.names import SCORE_KINDS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["KINDS", "Description", "Detection", "ScoreKind", "Sorted", "labels"]
+__all__ = ["Description", "Detection", "ScoreKind", "Sorted", "labels"]
 
 ScoreKind = Literal["top", "sampled", "shuffled"]
-KINDS: tuple[ScoreKind, ...] = ("top", "sampled", "shuffled")
-"""Held-out examples of highest activation; uniform examples; the first again, by another feature's description."""
-
 PLACEHOLDER = 'Active on a word such as "wait", where a line of reasoning is about to be doubted or checked again.'
 """Stands for a description of usual length where none has been made."""
 
@@ -90,7 +88,7 @@ class Detection:
         detect: Prompts,
     ) -> Detection:
         """With the texts of the samples' features; `negatives` as in `texts_of_layer`."""
-        kinds = tuple(kind for kind in KINDS if kind in kinds)
+        kinds = tuple(kind for kind in SCORE_KINDS if kind in kinds)
         wanted: set[TextKind] = {_text_kind(kind) for kind in kinds}
         texts = [
             one

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from tc_adapters_lens.errors import CheckpointError, ConfigError, JudgeError
+from tc_adapters_lens.errors import ConfigError, JudgeError
 from tc_adapters_lens.features.records import ModelKind, StoreInfo
 from tc_adapters_lens.models.atomic import atomic_file, write_json
-from tc_adapters_lens.models.json_files import read_json
+from tc_adapters_lens.models.json_files import read_result_of
 from tc_adapters_lens.models.names import JUDGE
 
 __all__ = ["FORMATS", "REPLIES", "ResultKind", "about_store", "read_result", "result_file", "results", "write_result"]
@@ -60,20 +60,10 @@ def read_result(path: Path, kind: ResultKind) -> dict[str, Any]:
     """
     if not path.is_file():
         raise JudgeError(f"{path} must be a result of `tc-adapters judge {kind}`. There is no such file.")
-    try:
-        values = dict(read_json(path))
-    except CheckpointError as error:
-        raise JudgeError(str(error)) from error
-    for key, wanted in (("format", FORMATS[kind]), ("format_version", FORMAT_VERSION)):
-        if values.get(key) != wanted:
-            raise JudgeError(
-                f"{path} must be a result of `tc-adapters judge {kind}`, with {key} {wanted!r}. "
-                f"Got {values.get(key)!r}."
-            )
-    return values
+    return read_result_of(f"judge {kind}", path, FORMATS[kind], FORMAT_VERSION, JudgeError)
 
 
-def results(run: Path, kind: ResultKind) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A run's results of a kind, by the file's name without `.json`; errors as in `read_result`."""
+def results(run: Path, kind: ResultKind) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """A run's results of a kind, with their files; errors as in `read_result`."""
     for path in sorted((run / JUDGE).glob(f"{kind}-*.json")):
-        yield path.stem, read_result(path, kind)
+        yield path, read_result(path, kind)

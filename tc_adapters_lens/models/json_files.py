@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tc_adapters_lens.errors import CheckpointError
+from tc_adapters_lens.errors import AdapterLensError, CheckpointError
 
-__all__ = ["first_line", "read_json"]
+__all__ = ["first_line", "read_json", "read_result_of"]
 
 
 def read_json(path: Path) -> Mapping[str, Any]:
@@ -25,6 +25,24 @@ def read_json(path: Path) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must hold a JSON object. Got {type(value).__name__}.")
     return value
+
+
+def read_result_of(command: str, path: Path, kind: str, version: int, error: type[AdapterLensError]) -> dict[str, Any]:
+    """The JSON result that a command wrote, with its `format` and `format_version` as they must be.
+
+    Raises:
+        error: it cannot be read, or is something else.
+    """
+    try:
+        values = dict(read_json(path))
+    except CheckpointError as broken:
+        raise error(str(broken)) from broken
+    for key, wanted in (("format", kind), ("format_version", version)):
+        if values.get(key) != wanted:
+            raise error(
+                f"{path} must be a result of `tc-adapters {command}`, with {key} {wanted!r}. Got {values.get(key)!r}."
+            )
+    return values
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:

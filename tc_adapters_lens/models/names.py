@@ -23,6 +23,12 @@ JUDGE = "judge"
 OVERLAP = "overlap.json"
 """Where a run keeps how far its features fire on the hidden states of target and base."""
 
+OVERLAP_FORMAT, OVERLAP_VERSION = "tc_adapters_lens.activation_overlap", 1
+
+SCORE_KINDS = ("top", "sampled", "shuffled")
+"""Detection scores: on held-out examples of highest activation; on uniform ones; on the first again, by another
+feature's description."""
+
 CONTENT = "content"
 """The template position of what is near no token of the chat template."""
 

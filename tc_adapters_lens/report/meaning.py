@@ -11,11 +11,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from tc_adapters_lens.errors import CheckpointError, RunError
+from tc_adapters_lens.errors import RunError
 from tc_adapters_lens.features.records import ModelKind
-from tc_adapters_lens.judge.results import result_file, results
-from tc_adapters_lens.models.json_files import read_json
-from tc_adapters_lens.models.names import ADAPTERS, OVERLAP, SET_FILE
+from tc_adapters_lens.judge.results import results
+from tc_adapters_lens.models.json_files import read_result_of
+from tc_adapters_lens.models.names import ADAPTERS, OVERLAP, OVERLAP_FORMAT, OVERLAP_VERSION, SCORE_KINDS, SET_FILE
 from tc_adapters_lens.report.checks import (
     Check,
     WrongValue,
@@ -33,10 +33,6 @@ from tc_adapters_lens.report.checks import (
     values_of,
 )
 from tc_adapters_lens.report.shown_text import name as shown_name
-
-OVERLAP_FORMAT, OVERLAP_VERSION = "tc_adapters_lens.activation_overlap", 1
-KINDS = ("top", "sampled", "shuffled")
-"""Texts that detection is scored on, in the order in which scores should fall."""
 
 OVERLAP_MODELS = ("target", "base")
 
@@ -133,22 +129,13 @@ def read_results(run: Path, label: str, evaluation: Mapping[str, Any]) -> tuple[
 def _files(run: Path, label: str) -> Iterator[tuple[Result, Path, Mapping[str, Any]]]:
     """Every result, its file, and where it says whose it is; its values are checked."""
     for kind, check in _JUDGED.items():
-        for name, values in results(run, kind):
-            path = result_file(run, kind, "replacement", None).with_name(f"{name}.json")
+        for path, values in results(run, kind):
             _checked(path, values, check)
-            yield Result(kind, label, name, values), path, values["store"]
+            yield Result(kind, label, path.stem, values), path, values["store"]
     path = run / OVERLAP
     if not path.is_file():
         return
-    try:
-        values = dict(read_json(path))
-    except CheckpointError as error:
-        raise RunError(str(error)) from error
-    for key, wanted in (("format", OVERLAP_FORMAT), ("format_version", OVERLAP_VERSION)):
-        if values.get(key) != wanted:
-            raise RunError(
-                f"{path} must be a result of `tc-adapters overlap`, with {key} {wanted!r}. Got {values.get(key)!r}."
-            )
+    values = read_result_of("overlap", path, OVERLAP_FORMAT, OVERLAP_VERSION, RunError)
     _checked(path, values, _overlap)
     yield Result("overlap", label, path.stem, values), path, values
 
@@ -196,9 +183,9 @@ def _detect(values: dict[str, Any]) -> None:
     _judged(values, "describe", "detect")
     measured = {
         **dict.fromkeys(("n_eligible", "n_sampled", "n_scored", "n_unparsable"), is_count),
-        "scores": values_of(record(n=is_count, mean=optional(is_estimate)), KINDS),
+        "scores": values_of(record(n=is_count, mean=optional(is_estimate)), SCORE_KINDS),
     }
-    one = record(layer=is_count, feature=is_count, scores=values_of(optional(is_share), KINDS))
+    one = record(layer=is_count, feature=is_count, scores=values_of(optional(is_share), SCORE_KINDS))
     fields(
         values,
         "",

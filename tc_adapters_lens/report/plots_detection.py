@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tc_adapters_lens.evaluation.estimate import Estimate
-from tc_adapters_lens.report.meaning import KINDS
+from tc_adapters_lens.models.names import SCORE_KINDS
 from tc_adapters_lens.report.numbers import number, with_span
 from tc_adapters_lens.report.plots import Key, Panel, Section, Table, bars, figure, label, whole_axis
 from tc_adapters_lens.report.results_shown import Shown, apart, by_whom, comparable, shown, wrapped
@@ -48,7 +48,7 @@ def detection(runs: Runs) -> Section | None:
     for i, one in enumerate(ones):
         caption = f"Scores in each layer, {one.label}"
         panels.append(Panel(f"detection-layers-{i}", caption, f"{_told(one)}.", _layers(one), one.label))
-    kinds = [kind for kind in KINDS if any(kind in _kinds(one) for one in ones)]
+    kinds = [kind for kind in SCORE_KINDS if any(kind in _kinds(one) for one in ones)]
     keys = [Key(WORDS[kind], _STYLES[kind], marker=True) for kind in kinds]
     choices = [one.label for one in ones]
     title = "What the features mean: detection"
@@ -59,12 +59,12 @@ def detection(runs: Runs) -> Section | None:
 
 def means(values: Mapping[str, Any]) -> dict[str, Estimate]:
     """A part's mean scores by kind, of those that have one."""
-    found = {kind: values["scores"][kind]["mean"] for kind in KINDS if kind in values["scores"]}
+    found = {kind: values["scores"][kind]["mean"] for kind in SCORE_KINDS if kind in values["scores"]}
     return {kind: Estimate.of(mean) for kind, mean in found.items() if mean is not None}
 
 
 def _kinds(one: Shown) -> list[str]:
-    return [kind for kind in KINDS if kind in one.result.values["overall"]["scores"]]
+    return [kind for kind in SCORE_KINDS if kind in one.result.values["overall"]["scores"]]
 
 
 def _scores(one: Shown, kind: str, layer: int | None = None) -> list[float]:

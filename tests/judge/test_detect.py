@@ -12,12 +12,13 @@ import pytest
 from tc_adapters_lens.errors import FeatureStoreError
 from tc_adapters_lens.evaluation.bootstrap import Bootstrap
 from tc_adapters_lens.judge.asking import Asker
-from tc_adapters_lens.judge.detect import KINDS, Description, Detection, Sorted, labels
+from tc_adapters_lens.judge.detect import Description, Detection, Sorted, labels
 from tc_adapters_lens.judge.prompt_files import load_prompts
 from tc_adapters_lens.judge.request import Reply, parse
 from tc_adapters_lens.judge.rules import RulesJudge
 from tc_adapters_lens.judge.rules_detect import describe_by_rules, detect_by_rules
 from tc_adapters_lens.judge.sample import sample_features
+from tc_adapters_lens.models.names import SCORE_KINDS
 from tests.features.builder import HOSTILE, synthetic_store
 from tests.judge.planted import at, on_tokens, planted_store, random_text, sequence_of
 
@@ -46,7 +47,7 @@ def store(tmp_path_factory):
     return planted_store(tmp_path_factory.mktemp("planted") / "features", TEXT, [acts, everywhere])
 
 
-def detection(store, kinds=KINDS, per_layer=100, seed=42, negatives="random") -> Detection:
+def detection(store, kinds=SCORE_KINDS, per_layer=100, seed=42, negatives="random") -> Detection:
     return Detection.of(store, sample_features(store, per_layer, 0, seed), kinds, seed, negatives, *PROMPTS)
 
 
@@ -74,7 +75,7 @@ def test_planted_features_are_detected(store):
         "layer": 1,
         "feature": 39,
         "description": None,
-        "scores": dict.fromkeys(KINDS),
+        "scores": dict.fromkeys(SCORE_KINDS),
     }
     assert result["features"][3]["description"] == 'active on: " w13"'
     assert Counter(request.task for request in judge.asked) == {"describe": 79, "detect": 3 * 79}
