@@ -36,7 +36,7 @@ def read_result_of(command: str, path: Path, kind: str, version: int, error: typ
     try:
         values = dict(read_json(path))
     except CheckpointError as broken:
-        raise error(str(broken)) from broken
+        raise error(f"{str(broken).rstrip('.')}. Make it again: `tc-adapters {command}`.") from broken
     for key, wanted in (("format", kind), ("format_version", version)):
         if values.get(key) != wanted:
             raise error(
